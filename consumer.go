@@ -1,0 +1,439 @@
+package echo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/echobus/echo/transport"
+)
+
+// consumer is what a Consumer is without its type: a subscription, the
+// messages fetched from it, and the keeper that looks after them.
+//
+// While fetches are active, the keeper, a timer, acknowledges from time to time
+// what was handled, extends the leases of what waits or runs, and learns which
+// are lost.
+type consumer struct {
+	bus      *Bus
+	topic    string
+	cfg      *subscribeConfig
+	sub      transport.Subscription
+	acker    transport.Acker
+	nacker   transport.Nacker
+	releaser transport.Releaser // nil: a nack without delay
+	extender transport.Extender // nil: messages have no lease
+	lease    time.Duration      // 0: messages have no lease
+
+	using    atomic.Bool   // Run, Messages or Batches is under way
+	stopping atomic.Bool   // nothing more is received
+	stopped  chan struct{} // closed by stop
+	window   int           // messages to fetch at once; the receiver's
+	inHand   atomic.Int32  // messages in state running
+
+	draining                                atomic.Bool // counting for the account
+	completed, acked, givenBack, unsettling atomic.Int64
+
+	mu     sync.Mutex // guards the rest
+	active []*fetch   // with messages that the keeper looks after
+	spare  []*fetch
+	keeper *time.Timer
+	armed  bool
+	pace   time.Duration // until the keeper's next turn
+	use    *use          // the Run, Messages or Batches under way
+	closed bool
+}
+
+// use is one Run, or one loop over Messages or Batches.
+type use struct {
+	c       *consumer
+	handles bool            // Run: what runs is kept and settled by its result
+	receive context.Context // ends when receiving shall stop
+	halt    context.CancelFunc
+	handler context.Context // ends when handlers shall give up
+	cancel  context.CancelCauseFunc
+	drain   *time.Timer
+	done    chan struct{}
+}
+
+const (
+	minPace   = 5 * time.Millisecond // handled messages wait so long for their ack at most
+	fastFetch = 2 * time.Millisecond // a fetch done sooner may be twice as large
+	slowFetch = 20 * time.Millisecond
+)
+
+var start = time.Now()
+
+// clock is monotonic time.
+func clock() time.Duration { return time.Since(start) }
+
+func newConsumer(ctx context.Context, b *Bus, topic string, cfg *subscribeConfig) (*consumer, error) {
+	c := &consumer{bus: b, topic: topic, cfg: cfg, window: 1, stopped: make(chan struct{})}
+	if err := b.add(c); err != nil {
+		return nil, err
+	}
+	sub, err := b.transport.Subscribe(ctx, topic, cfg.Options)
+	if err != nil {
+		b.remove(c)
+		return nil, err
+	}
+	c.sub = sub
+	var ok bool
+	if c.acker, ok = transport.As[transport.Acker](sub); ok {
+		c.nacker, ok = transport.As[transport.Nacker](sub)
+	}
+	if !ok {
+		c.close()
+		return nil, fmt.Errorf("the transport cannot acknowledge and give back messages: %w", errors.ErrUnsupported)
+	}
+	c.releaser, _ = transport.As[transport.Releaser](sub)
+	if c.extender, ok = transport.As[transport.Extender](sub); ok {
+		c.lease = c.extender.Lease()
+	} else if cfg.Lease > 0 {
+		c.close()
+		return nil, fmt.Errorf("WithLease: the transport has no leases: %w", errors.ErrUnsupported)
+	}
+	return c, nil
+}
+
+// begin starts a use of the consumer, which has one at a time.
+func (c *consumer) begin(ctx context.Context, handles bool) (*use, error) {
+	if c.stopping.Load() {
+		return nil, ErrClosed
+	}
+	if !c.using.CompareAndSwap(false, true) {
+		return nil, errors.New("the consumer is in use by another Run, Messages or Batches")
+	}
+	u := &use{c: c, handles: handles, done: make(chan struct{})}
+	u.receive, u.halt = context.WithCancel(ctx)
+	u.handler, u.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	c.mu.Lock()
+	c.use = u
+	stopping := c.stopping.Load() // by a stop that did not see u
+	c.mu.Unlock()
+	if stopping {
+		u.halt()
+	}
+	return u, nil
+}
+
+// end ends a use: what was fetched and not started goes back.
+func (u *use) end() {
+	c := u.c
+	u.halt()
+	c.mu.Lock()
+	c.use = nil
+	if u.drain != nil {
+		u.drain.Stop()
+	}
+	c.mu.Unlock()
+	c.release()
+	c.flush()
+	c.mu.Lock()
+	c.active = nil
+	c.mu.Unlock()
+	u.cancel(nil)
+	close(u.done)
+	c.using.Store(false)
+}
+
+// stop makes the consumer receive no more. What it had fetched and not started
+// goes back; handlers under way go on.
+func (c *consumer) stop() {
+	if c.stopping.Swap(true) {
+		return
+	}
+	c.draining.Store(true)
+	c.mu.Lock()
+	u := c.use
+	c.mu.Unlock()
+	if u != nil {
+		u.halt()
+		u.limit()
+	}
+	c.release()
+	close(c.stopped)
+}
+
+// limit gives the handlers under way the drain timeout to finish.
+func (u *use) limit() {
+	u.c.mu.Lock()
+	defer u.c.mu.Unlock()
+	if u.drain == nil && u.c.use == u {
+		u.drain = time.AfterFunc(u.c.cfg.drain, func() {
+			u.cancel(fmt.Errorf("not finished %v after the consumer was stopped", u.c.cfg.drain))
+		})
+	}
+}
+
+// finish waits until the stopped consumer's use is over or ctx ends; then it
+// gives up on the handlers, and reports how many there are.
+func (c *consumer) finish(ctx context.Context) (running int) {
+	c.mu.Lock()
+	u := c.use
+	c.mu.Unlock()
+	if u != nil {
+		select {
+		case <-u.done:
+		case <-ctx.Done():
+			select {
+			case <-u.done:
+			default:
+				running = max(1, int(c.inHand.Load()))
+				u.cancel(ErrClosed)
+			}
+		}
+	}
+	c.unsettling.Store(int64(c.inHand.Load()))
+	if running == 0 {
+		c.close()
+	}
+	return running
+}
+
+func (c *consumer) tally(a *Account) {
+	a.Completed += int(c.completed.Load())
+	a.Acknowledged += int(c.acked.Load())
+	a.GivenBack += int(c.givenBack.Load())
+	a.Abandoned += int(c.unsettling.Load())
+}
+
+// close ends the subscription.
+func (c *consumer) close() error {
+	c.stop()
+	c.mu.Lock()
+	closed := c.closed
+	c.closed = true
+	if c.keeper != nil {
+		c.keeper.Stop()
+	}
+	c.mu.Unlock()
+	if closed {
+		return nil
+	}
+	c.bus.remove(c)
+	if c.sub == nil {
+		return nil
+	}
+	return c.sub.Close()
+}
+
+// receive fetches the next messages. The keeper looks after them until they
+// are retired.
+func (c *consumer) receive(ctx context.Context, most int) (*fetch, error) {
+	size := min(c.window, most)
+	f := c.unused(size)
+	n, err := c.sub.Receive(ctx, f.buf[:size])
+	if err != nil {
+		c.mu.Lock()
+		c.spare = append(c.spare, f)
+		c.mu.Unlock()
+		return nil, err
+	}
+	f.begin(n, clock())
+	c.mu.Lock()
+	c.active = append(c.active, f)
+	c.arm()
+	c.mu.Unlock()
+	if c.stopping.Load() {
+		c.release()
+	}
+	return f, nil
+}
+
+// unused returns a fetch with room for size messages.
+func (c *consumer) unused(size int) *fetch {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.spare) > 0 {
+		last := len(c.spare) - 1
+		f := c.spare[last]
+		c.spare = c.spare[:last]
+		if len(f.buf) >= size {
+			return f
+		}
+	}
+	return newFetch(c, size)
+}
+
+// adapt chooses how much to fetch next from how long the last fetch took.
+func (c *consumer) adapt(f *fetch) {
+	switch took := clock() - f.since; {
+	case took < fastFetch && len(f.msgs) >= c.window:
+		c.window = min(2*c.window, c.cfg.MaxPending)
+	case took > slowFetch:
+		c.window = max(c.window/2, 1)
+	}
+}
+
+// retire ends the keeper's care for a fetch and keeps it for a later receive,
+// if nobody will look at it again.
+func (c *consumer) retire(f *fetch) {
+	reusable := f.reusable()
+	if reusable {
+		clear(f.msgs)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if i := slices.Index(c.active, f); i >= 0 {
+		c.active = slices.Delete(c.active, i, i+1)
+		if reusable {
+			c.spare = append(c.spare, f)
+		}
+	}
+}
+
+// arm sets the keeper's timer. The caller holds mu.
+func (c *consumer) arm() {
+	if c.armed || c.closed {
+		return
+	}
+	c.armed, c.pace = true, minPace
+	if c.keeper == nil {
+		c.keeper = time.AfterFunc(c.pace, c.keep)
+	} else {
+		c.keeper.Reset(c.pace)
+	}
+}
+
+// keep is the keeper's turn.
+func (c *consumer) keep() {
+	done := c.flush()
+	next := c.extend()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.active) == 0 || c.closed {
+		c.armed = false
+		return
+	}
+	if c.pace *= 2; done > 0 {
+		c.pace = minPace
+	}
+	c.pace = min(c.pace, next)
+	c.keeper.Reset(c.pace)
+}
+
+// flush acknowledges what was handled and reports how much that was.
+func (c *consumer) flush() int {
+	var rs []transport.Receipt
+	c.mu.Lock()
+	for _, f := range c.active {
+		rs = f.receipts(rs, handled, gone)
+	}
+	c.mu.Unlock()
+	if len(rs) > 0 {
+		c.ack(rs)
+	}
+	return len(rs)
+}
+
+// ack acknowledges what handlers are done with. What cannot be acknowledged
+// comes again.
+func (c *consumer) ack(rs []transport.Receipt) {
+	err := c.acker.Ack(c.bus.settling, rs)
+	late := 0
+	if err != nil {
+		late = len(rs)
+		if e, ok := errors.AsType[*transport.LeaseError](err); ok {
+			late = len(e.Lost)
+		}
+		c.bus.cfg.logger.Warn("echo: acknowledging failed, messages will come again", "topic", c.topic, "group", c.cfg.Group, "messages", late, "error", err)
+	}
+	if c.draining.Load() {
+		c.acked.Add(int64(len(rs) - late))
+	}
+}
+
+// release gives back what was fetched and not started.
+func (c *consumer) release() {
+	var rs []transport.Receipt
+	c.mu.Lock()
+	for _, f := range c.active {
+		rs = f.receipts(rs, buffered, gone)
+	}
+	c.mu.Unlock()
+	if len(rs) == 0 {
+		return
+	}
+	var err error
+	if c.releaser != nil {
+		err = c.releaser.Release(c.bus.settling, rs)
+	} else {
+		err = c.nacker.Nack(c.bus.settling, rs, 0)
+	}
+	if err != nil {
+		c.bus.cfg.logger.Warn("echo: giving back failed, messages will come again when their leases end", "topic", c.topic, "group", c.cfg.Group, "error", err)
+	} else if c.draining.Load() {
+		c.givenBack.Add(int64(len(rs)))
+	}
+}
+
+// extend extends the leases of what waits and, under Run, of what runs, when
+// it is time, and returns when it will be time again.
+func (c *consumer) extend() time.Duration {
+	if c.lease == 0 {
+		return time.Minute
+	}
+	every := c.lease / 3
+	now := clock()
+	var rs []transport.Receipt
+	c.mu.Lock()
+	handles := c.use != nil && c.use.handles
+	for _, f := range c.active {
+		if now-f.kept < every-minPace/2 {
+			continue
+		}
+		f.kept = now
+		for i := range f.msgs {
+			if s := f.state(i); s == buffered || s == running && handles {
+				rs = append(rs, f.msgs[i].Receipt())
+			}
+		}
+	}
+	c.mu.Unlock()
+	if len(rs) == 0 {
+		return every
+	}
+	err := c.extender.Extend(c.bus.settling, rs, 0)
+	if e, ok := errors.AsType[*transport.LeaseError](err); ok {
+		c.lose(e)
+	} else if err != nil && !errors.Is(err, ErrClosed) {
+		c.bus.cfg.logger.Warn("echo: extending leases failed", "topic", c.topic, "group", c.cfg.Group, "messages", len(rs), "error", err)
+	}
+	return every
+}
+
+// lose notes whose leases are lost, and ends the contexts of their handlers.
+func (c *consumer) lose(e *transport.LeaseError) {
+	n := 0
+	c.mu.Lock()
+	for _, f := range c.active {
+		for i := range f.msgs {
+			if s := f.state(i); s != buffered && s != running || !e.Has(f.msgs[i].Receipt()) {
+				continue
+			}
+			switch {
+			case f.move(i, buffered, lost):
+				n++
+			case f.move(i, running, losing):
+				n++
+				f.slots[i].lane.cancel(ErrLeaseLost)
+				f.slots[i].state.Store(f.gen | lost)
+				c.inHand.Add(-1)
+			}
+		}
+	}
+	c.mu.Unlock()
+	if n > 0 {
+		c.bus.cfg.logger.Warn("echo: leases lost, messages go to the group again", "topic", c.topic, "group", c.cfg.Group, "messages", n)
+	}
+}
+
+// closing reports whether err only says that receiving was stopped.
+func (u *use) closing(err error) bool {
+	return u.receive.Err() != nil || u.c.stopping.Load() && errors.Is(err, ErrClosed)
+}

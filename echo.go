@@ -1,0 +1,237 @@
+package echo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/echobus/echo/memstream"
+	"github.com/echobus/echo/transport"
+)
+
+// Bus joins producers and consumers over one transport. It is safe for
+// concurrent use.
+type Bus struct {
+	cfg       busConfig
+	err       error // what is wrong with the options
+	transport transport.Transport
+	values    bool // the transport carries values by reference
+	immediate bool // its Send gains nothing from group commit
+
+	// settling is the context of settlements: no caller's, it lasts until the
+	// bus is closed or gives up.
+	settling context.Context
+	giveUp   context.CancelCauseFunc
+
+	sending sync.WaitGroup // group commits under way
+	closed  atomic.Bool    // refuses publishing
+
+	mu        sync.Mutex // guards the rest
+	draining  bool       // refuses subscribing
+	consumers map[*consumer]struct{}
+	commits   map[string]*commit // by topic
+	closing   sync.Once
+	account   Account
+	closeErr  error
+}
+
+// New returns a bus, in memory unless [WithTransport] says otherwise. When
+// options are wrong, everything done with the bus returns an error that names
+// them.
+func New(opts ...BusOption) *Bus {
+	b := &Bus{cfg: defaultBusConfig(), consumers: make(map[*consumer]struct{}), commits: make(map[string]*commit)}
+	for _, o := range opts {
+		o.applyBus(&b.cfg)
+	}
+	if b.transport = b.cfg.transport; b.transport == nil {
+		b.transport = memstream.New()
+	}
+	if c, ok := transport.As[transport.Checker](b.transport); ok {
+		b.cfg.fail(c.Err())
+	}
+	if c, ok := transport.As[transport.ValueCarrier](b.transport); ok {
+		b.values = c.CarriesValues()
+	}
+	if c, ok := transport.As[transport.Immediate](b.transport); ok {
+		b.immediate = c.SendsImmediately()
+	}
+	b.err = errors.Join(b.cfg.errs...)
+	b.settling, b.giveUp = context.WithCancelCause(context.Background())
+	return b
+}
+
+// Account is what became of the messages that consumers held when [Bus.Close]
+// was called.
+type Account struct {
+	Completed    int // handlers that finished during the close, with or without an error
+	Acknowledged int // messages acknowledged during the close
+	GivenBack    int // messages handed back to their group: never started, or failed
+	Abandoned    int // messages left unsettled, most of them with handlers still running
+}
+
+// Close ends the bus in phases: consumers stop receiving and give back what
+// they had not started; handlers run on, and may publish, until they finish or
+// ctx ends; acknowledgements are flushed; publishing ends; the transport is
+// closed. It returns the account of the messages concerned, and an error that
+// wraps ctx's if handlers were still running when it ended; their contexts are
+// cancelled then, with cause [ErrClosed].
+//
+// Close waits for all handlers, so calling it from one needs a ctx that ends.
+// Later calls return what the first one did.
+func (b *Bus) Close(ctx context.Context) (Account, error) {
+	b.closing.Do(func() { b.account, b.closeErr = b.close(ctx) })
+	return b.account, b.closeErr
+}
+
+func (b *Bus) close(ctx context.Context) (Account, error) {
+	b.mu.Lock()
+	b.draining = true
+	consumers := make([]*consumer, 0, len(b.consumers))
+	for c := range b.consumers {
+		consumers = append(consumers, c)
+	}
+	b.mu.Unlock()
+	for _, c := range consumers {
+		c.stop()
+	}
+	var acc Account
+	running := 0
+	for _, c := range consumers {
+		running += c.finish(ctx)
+		c.tally(&acc)
+	}
+	b.closed.Store(true)
+	if running == 0 {
+		b.sending.Wait()
+	}
+	b.giveUp(ErrClosed)
+	err := b.transport.Close()
+	if running > 0 {
+		err = errors.Join(fmt.Errorf("%d handlers still running: %w", running, context.Cause(ctx)), err)
+	}
+	if err != nil {
+		err = fmt.Errorf("echo: close: %w", err)
+	}
+	return acc, err
+}
+
+// add registers a consumer, unless the bus is closing.
+func (b *Bus) add(c *consumer) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.draining {
+		return ErrClosed
+	}
+	b.consumers[c] = struct{}{}
+	return nil
+}
+
+func (b *Bus) remove(c *consumer) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.consumers, c)
+}
+
+// BusOption is an option of [New].
+type BusOption interface{ applyBus(*busConfig) }
+
+type busConfig struct {
+	transport  transport.Transport
+	codec      Codec
+	also       []Codec
+	logger     *slog.Logger
+	limits     Limits
+	middleware []func(Handler[any]) Handler[any]
+	hooks      []func(SendFunc) SendFunc
+	errs       []error
+}
+
+func defaultBusConfig() busConfig {
+	return busConfig{codec: JSON, logger: slog.New(slog.DiscardHandler), limits: defaultLimits()}
+}
+
+func (c *busConfig) fail(err error) {
+	if err != nil {
+		c.errs = append(c.errs, err)
+	}
+}
+
+type busOption func(*busConfig)
+
+func (o busOption) applyBus(c *busConfig) { o(c) }
+
+// WithTransport puts the bus on a transport and hands it over: closing the bus
+// closes the transport. Buses that share one wrap it in [transport.KeepOpen].
+func WithTransport(t transport.Transport) BusOption {
+	return busOption(func(c *busConfig) {
+		switch {
+		case t == nil:
+			c.fail(errors.New("WithTransport: the transport is nil"))
+		case c.transport != nil:
+			c.fail(fmt.Errorf("WithTransport is given twice: %T and %T", c.transport, t))
+		}
+		c.transport = t
+	})
+}
+
+// WithLogger sets where the bus logs what it does not return: failed handlers,
+// messages set aside, messages lost. By default nowhere.
+func WithLogger(l *slog.Logger) BusOption {
+	return busOption(func(c *busConfig) {
+		if c.logger = l; l == nil {
+			c.fail(errors.New("WithLogger: the logger is nil"))
+		}
+	})
+}
+
+// WithMiddleware puts functions around handlers, the first outermost: around
+// those of every consumer of a bus, or, given to [Subscribe], of one consumer,
+// inside the bus's. A middleware may change the context and the message it
+// passes on, but not the type of its Value.
+func WithMiddleware(mw ...func(next Handler[any]) Handler[any]) interface {
+	BusOption
+	SubscribeOption
+} {
+	return middlewareOption(mw)
+}
+
+type middlewareOption []func(Handler[any]) Handler[any]
+
+func (o middlewareOption) err() error {
+	for i, mw := range o {
+		if mw == nil {
+			return fmt.Errorf("WithMiddleware: function %d of %d is nil", i+1, len(o))
+		}
+	}
+	return nil
+}
+
+func (o middlewareOption) applyBus(c *busConfig) {
+	c.middleware = append(c.middleware, o...)
+	c.fail(o.err())
+}
+
+func (o middlewareOption) applySubscribe(c *subscribeConfig) {
+	c.middleware = append(c.middleware, o...)
+	c.fail(o.err())
+}
+
+// SendFunc publishes encoded messages, as [transport.Sender] says. Hooks may
+// change their headers before they pass them on.
+type SendFunc func(ctx context.Context, topic string, msgs []transport.Message) (n int, err error)
+
+// WithPublishHook puts functions around publishing, the first outermost: one
+// call for each Publish and PublishBatch.
+func WithPublishHook(hooks ...func(next SendFunc) SendFunc) BusOption {
+	return busOption(func(c *busConfig) {
+		c.hooks = append(c.hooks, hooks...)
+		for i, h := range hooks {
+			if h == nil {
+				c.fail(fmt.Errorf("WithPublishHook: function %d of %d is nil", i+1, len(hooks)))
+			}
+		}
+	})
+}

@@ -1,0 +1,85 @@
+package echo_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/echobus/echo"
+	"github.com/echobus/echo/memstream"
+)
+
+type Order struct {
+	ID       string
+	Quantity int
+	Total    float64
+	Customer string
+}
+
+func BenchmarkRun(b *testing.B) {
+	for _, mode := range []string{"json", "value"} {
+		for _, subs := range []int{1, 8} {
+			b.Run(fmt.Sprintf("%s/1x%d", mode, subs), func(b *testing.B) {
+				var opts []memstream.Option
+				if mode == "value" {
+					opts = append(opts, memstream.WithValues())
+				}
+				ctx := context.Background()
+				bus := echo.New(echo.WithTransport(memstream.New(opts...)))
+				topic := echo.NewTopic[Order]("orders")
+				p := echo.NewProducer(bus, topic)
+				done := make(chan struct{}, subs)
+				for range subs {
+					c, err := echo.Subscribe(ctx, bus, topic)
+					if err != nil {
+						b.Fatal(err)
+					}
+					n := 0
+					go func() {
+						if err := c.Run(ctx, func(ctx context.Context, m echo.Message[Order]) error {
+							if n++; n == b.N {
+								done <- struct{}{}
+							}
+							return nil
+						}); err != nil {
+							panic(err)
+						}
+					}()
+				}
+				b.ReportAllocs()
+				b.ResetTimer()
+				for range b.N {
+					if err := p.Publish(ctx, Order{"o-1", 3, 12.5, "alice"}); err != nil {
+						b.Fatal(err)
+					}
+				}
+				for range subs {
+					<-done
+				}
+				b.StopTimer()
+				bus.Close(ctx)
+			})
+		}
+	}
+}
+
+func TestSmoke(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	bus := echo.New()
+	topic := echo.NewTopic[Order]("orders")
+	c, err := echo.Subscribe(ctx, bus, topic, echo.WithGroup("g"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := echo.NewProducer(bus, topic)
+	if err := p.Publish(ctx, Order{ID: "o-1"}); err != nil {
+		t.Fatal(err)
+	}
+	for m, err := range c.Messages(ctx) {
+		fmt.Println(m.ID, m.Value, m.Attempt, err, m.Ack(ctx), m.Ack(ctx))
+		break
+	}
+	fmt.Println(bus.Close(ctx))
+}

@@ -1,0 +1,204 @@
+package echo
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/echobus/echo/transport"
+)
+
+// fetch is what one Receive brought, and what became of each message. Fetches
+// are used again, so each slot's state carries a generation.
+//
+//	buffered ─► running ─► handled ─► gone       Run: finished, then acknowledged
+//	    │          ├────────────────► gone       settled by hand, or given back
+//	    │          └─► losing ──────► lost       the lease ended in the handler
+//	    ├─────────────────────► gone, lost       released, or the lease ended
+type fetch struct {
+	c     *consumer
+	msgs  []transport.Message // what was received, in buf
+	buf   []transport.Message // never replaced, nor is slots: handles point there
+	slots []slot
+	gen   uint32 // stateBits zero
+
+	left  atomic.Int32  // messages that are not concluded, under Run
+	since time.Duration // when it was received
+	kept  time.Duration // when leases were last extended
+}
+
+type slot struct {
+	state atomic.Uint32 // generation and state
+	lane  *lane         // who runs it, written before it runs
+}
+
+const (
+	buffered uint32 = iota
+	running         // in the hands of a handler or the caller
+	handled         // to be acknowledged
+	losing          // its lane's context is being cancelled
+	lost            // its lease ended before it was settled
+	gone            // settled or given back
+
+	stateBits = 3
+	stateMask = 1<<stateBits - 1
+)
+
+func newFetch(c *consumer, size int) *fetch {
+	return &fetch{c: c, buf: make([]transport.Message, size), slots: make([]slot, size)}
+}
+
+// begin takes over the first n messages of buf.
+func (f *fetch) begin(n int, now time.Duration) {
+	f.msgs = f.buf[:n]
+	f.gen += 1 << stateBits
+	for i := range n {
+		f.slots[i].state.Store(f.gen | buffered)
+	}
+	f.left.Store(int32(n))
+	f.since, f.kept = now, now
+}
+
+// state returns the state of message i.
+func (f *fetch) state(i int) uint32 { return f.slots[i].state.Load() & stateMask }
+
+// move changes the state of message i, if it is the one expected.
+func (f *fetch) move(i int, from, to uint32) bool {
+	return f.slots[i].state.CompareAndSwap(f.gen|from, f.gen|to)
+}
+
+// receipts moves every message in state from to state to and returns their receipts.
+func (f *fetch) receipts(rs []transport.Receipt, from, to uint32) []transport.Receipt {
+	for i := range f.msgs {
+		if f.state(i) == from && f.move(i, from, to) {
+			rs = append(rs, f.msgs[i].Receipt())
+		}
+	}
+	return rs
+}
+
+// reusable reports whether nobody will ask for the messages again.
+func (f *fetch) reusable() bool {
+	for i := range f.msgs {
+		if f.state(i) != gone {
+			return false
+		}
+	}
+	return true
+}
+
+// delivery is a message's handle to its fetch. The zero delivery belongs to a
+// message that never arrived.
+type delivery struct {
+	f       *fetch
+	i       uint32
+	gen     uint32
+	receipt transport.Receipt
+}
+
+// delivery returns the handle of message i.
+func (f *fetch) delivery(i int) delivery {
+	return delivery{f, uint32(i), f.gen, f.msgs[i].Receipt()}
+}
+
+var errNotReceived = errors.New("message was not received from a consumer")
+
+// claim moves the delivery from running to gone. ok is false when that is not
+// this caller's to do; err says then whether it matters.
+func (d delivery) claim() (ok bool, err error) {
+	if d.f == nil {
+		return false, errNotReceived
+	}
+	slot := &d.f.slots[d.i]
+	if slot.state.CompareAndSwap(d.gen|running, d.gen|gone) {
+		return true, nil
+	}
+	switch slot.state.Load() {
+	case d.gen | losing, d.gen | lost:
+		return false, ErrLeaseLost
+	}
+	return false, nil
+}
+
+// settled notes the outcome of a settlement by hand: undone when the transport
+// could not be asked, so that it can be tried again.
+func (d delivery) settled(err error) error {
+	slot := &d.f.slots[d.i]
+	switch {
+	case err == nil:
+		d.f.c.inHand.Add(-1)
+	case errors.Is(err, ErrLeaseLost):
+		slot.state.Store(d.gen | lost)
+		d.f.c.inHand.Add(-1)
+	default:
+		slot.state.Store(d.gen | running)
+	}
+	return err
+}
+
+func (d delivery) ack(ctx context.Context) error {
+	ok, err := d.claim()
+	if !ok {
+		return err
+	}
+	return d.settled(d.f.c.acker.Ack(ctx, []transport.Receipt{d.receipt}))
+}
+
+func (d delivery) nack(ctx context.Context, delay time.Duration) error {
+	ok, err := d.claim()
+	if !ok {
+		return err
+	}
+	return d.settled(d.f.c.nacker.Nack(ctx, []transport.Receipt{d.receipt}, delay))
+}
+
+func (d delivery) extend(ctx context.Context, by time.Duration) error {
+	if d.f == nil {
+		return errNotReceived
+	}
+	switch d.f.slots[d.i].state.Load() {
+	case d.gen | running:
+	case d.gen | losing, d.gen | lost:
+		return ErrLeaseLost
+	default:
+		return nil
+	}
+	if d.f.c.extender == nil {
+		return errors.ErrUnsupported
+	}
+	return d.f.c.extender.Extend(ctx, []transport.Receipt{d.receipt}, by)
+}
+
+// ackAll settles by hand the deliveries that are not settled yet, all of one consumer.
+func ackAll(ctx context.Context, ds []delivery) error {
+	var rs []transport.Receipt
+	var mine []delivery
+	var late error
+	for _, d := range ds {
+		ok, err := d.claim()
+		if ok {
+			rs, mine = append(rs, d.receipt), append(mine, d)
+		} else if err != nil {
+			late = err
+		}
+	}
+	if len(rs) == 0 {
+		return late
+	}
+	err := mine[0].f.c.acker.Ack(ctx, rs)
+	if e, ok := errors.AsType[*transport.LeaseError](err); ok {
+		for i, d := range mine {
+			if !e.Has(rs[i]) {
+				d.settled(nil)
+			} else {
+				d.settled(ErrLeaseLost)
+			}
+		}
+		return err
+	}
+	for _, d := range mine {
+		d.settled(err)
+	}
+	return errors.Join(err, late)
+}

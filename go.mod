@@ -1,0 +1,3 @@
+module github.com/echobus/echo
+
+go 1.26

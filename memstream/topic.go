@@ -1,0 +1,303 @@
+package memstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/echobus/echo/transport"
+)
+
+// topic is a log and the groups that read it. A broadcast subscription is a
+// group of one without a name that ends with it.
+type topic struct {
+	name string
+	cfg  *config
+
+	// space holds a token when a waiting sender may find room.
+	space chan struct{}
+	done  chan struct{} // closed by close
+
+	mu      sync.Mutex // guards the rest
+	log     log
+	named   map[string]*group
+	groups  []*group // all, named or not
+	senders int      // waiting for room
+	idle    int      // subscriptions waiting in Receive, over all groups
+	age     *time.Timer
+	closed  bool
+	stats   Stats
+}
+
+func newTopic(name string, cfg *config) *topic {
+	t := &topic{name: name, cfg: cfg, space: make(chan struct{}, 1), done: make(chan struct{})}
+	t.log.first, t.log.next = 1, 1 // so that the zero Position is before every message
+	return t
+}
+
+// send appends msgs one after another, waiting for room if that is the policy.
+func (t *topic) send(ctx context.Context, msgs []transport.Message) (n int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for n < len(msgs) {
+		var k int
+		k, err = t.appendAll(msgs[n:])
+		n += k
+		t.wake(k)
+		switch {
+		case err == nil || err != transport.ErrFull:
+			return n, err
+		case t.cfg.full == Reject:
+			t.stats.Rejected += uint64(len(msgs) - n)
+			return n, fmt.Errorf("%w: topic %s holds %d messages, %d bytes", err, t.name, t.log.len(), t.log.bytes)
+		}
+		if err = t.awaitRoom(ctx); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// appendAll appends until a message has no room and says how many it appended.
+func (t *topic) appendAll(msgs []transport.Message) (int, error) {
+	if t.closed {
+		return 0, transport.ErrClosed
+	}
+	for i := range msgs {
+		m := &msgs[i]
+		if m.Value != nil && !t.cfg.values {
+			return i, fmt.Errorf("message %s carries a value by reference: %w without WithValues", m.ID, errors.ErrUnsupported)
+		}
+		size := m.Size()
+		if size > t.cfg.maxBytes {
+			return i, fmt.Errorf("%w: message %s has %d bytes, the topic keeps at most %d", transport.ErrTooLarge, m.ID, size, t.cfg.maxBytes)
+		}
+		for !t.fits(size) {
+			if !t.evict() {
+				return i, transport.ErrFull
+			}
+		}
+		m.Position = transport.Position{Lo: t.log.next}
+		if m.Time.IsZero() {
+			stamped := *m
+			stamped.Time = time.Now().UTC()
+			m = &stamped
+		}
+		t.log.append(m, size)
+		t.stats.Stored++
+	}
+	if t.cfg.maxAge > 0 && t.age == nil {
+		t.age = time.AfterFunc(t.cfg.maxAge, t.expire)
+	}
+	return len(msgs), nil
+}
+
+func (t *topic) fits(size int) bool {
+	return t.log.len() < t.cfg.maxMessages && t.log.bytes+size <= t.cfg.maxBytes
+}
+
+// evict drops the oldest message if everybody was given it, or if it may be lost.
+func (t *topic) evict() bool {
+	oldest := t.log.first
+	if t.cfg.full != DropOldest {
+		for _, g := range t.groups {
+			if g.flight.next <= oldest {
+				return false
+			}
+		}
+	}
+	t.dropOldest()
+	return true
+}
+
+// dropOldest drops the oldest message. Groups that were not given it lose it;
+// those that hold it unsettled keep a copy.
+func (t *topic) dropOldest() {
+	oldest := t.log.first
+	for _, g := range t.groups {
+		if g.flight.next <= oldest {
+			g.skip()
+		} else if oldest >= g.flight.low {
+			g.park(oldest)
+		}
+	}
+	t.log.drop()
+}
+
+// awaitRoom releases the lock until there may be room.
+func (t *topic) awaitRoom(ctx context.Context) error {
+	t.senders++
+	t.mu.Unlock()
+	var err error
+	select {
+	case <-t.space:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-t.done:
+		err = transport.ErrClosed
+	}
+	t.mu.Lock()
+	t.senders--
+	if err != nil {
+		t.offerRoom() // the token may have been meant for us
+		return fmt.Errorf("waiting for room in topic %s: %w", t.name, err)
+	}
+	return nil
+}
+
+// offerRoom lets one waiting sender look whether there is room. It, or its
+// successor, offers again what it leaves.
+func (t *topic) offerRoom() {
+	if t.senders == 0 {
+		return
+	}
+	select {
+	case t.space <- struct{}{}:
+	default:
+	}
+}
+
+// wake wakes waiting subscriptions for n messages just appended and passes
+// remaining room on.
+func (t *topic) wake(n int) {
+	if n == 0 {
+		return
+	}
+	if t.idle > 0 {
+		for _, g := range t.groups {
+			g.wake(n)
+		}
+	}
+	if t.senders > 0 {
+		t.offerRoom()
+	}
+}
+
+// expire drops messages that became too old and sets the timer for the next one.
+func (t *topic) expire() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.age = nil
+	if t.closed {
+		return
+	}
+	for now := time.Now(); t.log.len() > 0; {
+		oldest, _ := t.log.at(t.log.first)
+		if left := t.cfg.maxAge - now.Sub(oldest.Time); left > 0 {
+			t.age = time.AfterFunc(left, t.expire)
+			break
+		}
+		t.dropOldest()
+	}
+	for _, g := range t.groups {
+		g.wake(1) // to learn of a loss
+	}
+	t.offerRoom()
+}
+
+func (t *topic) subscribe(opts transport.Options) (*subscription, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, transport.ErrClosed
+	}
+	g := t.named[opts.Group]
+	if opts.Group == "" || g == nil {
+		next, lost, err := t.startAt(opts)
+		if err != nil {
+			return nil, err
+		}
+		g = t.newGroup(opts.Group, next, lost)
+	}
+	lease := opts.Lease
+	if lease == 0 {
+		lease = t.cfg.lease
+	}
+	s := &subscription{group: g, opts: opts, lease: lease, woken: make(chan struct{}, 1)}
+	return s, nil
+}
+
+func (t *topic) newGroup(name string, next, lost uint64) *group {
+	g := &group{topic: t, name: name, lost: lost}
+	g.flight.low, g.flight.next = next, next
+	t.groups = append(t.groups, g)
+	if name != "" {
+		if t.named == nil {
+			t.named = make(map[string]*group)
+		}
+		t.named[name] = g
+	}
+	return g
+}
+
+// startAt returns the number of the first message of a new group and how many
+// that it asked for are gone.
+func (t *topic) startAt(opts transport.Options) (next, lost uint64, err error) {
+	from := opts.Start.From
+	if from == transport.Default {
+		from = transport.Oldest
+		if opts.Group == "" {
+			from = transport.Newest
+		}
+	}
+	first, end := t.log.first, t.log.next
+	switch from {
+	case transport.Oldest:
+		return first, 0, nil
+	case transport.Newest:
+		return end, 0, nil
+	case transport.AfterPosition:
+		next = min(opts.Start.Position.Lo+1, end)
+		if next < first {
+			return first, first - next, nil
+		}
+		return next, 0, nil
+	case transport.AtTime:
+		for i := first; i < end; i++ {
+			if m, _ := t.log.at(i); !m.Time.Before(opts.Start.Time) {
+				return i, 0, nil
+			}
+		}
+		return end, 0, nil
+	case transport.AfterID:
+		for i := end; i > first; i-- {
+			if m, _ := t.log.at(i - 1); m.ID == opts.Start.ID {
+				return i, 0, nil
+			}
+		}
+		return 0, 0, fmt.Errorf("%w: topic %s keeps no message with ID %q to start after", transport.ErrNotFound, t.name, opts.Start.ID)
+	}
+	return 0, 0, fmt.Errorf("start %d: no such kind", from)
+}
+
+// remove forgets a group, which must be a broadcast subscription's.
+func (t *topic) remove(g *group) {
+	g.stop()
+	for i, h := range t.groups {
+		if h == g {
+			last := len(t.groups) - 1
+			t.groups[i] = t.groups[last]
+			t.groups[last] = nil
+			t.groups = t.groups[:last]
+			break
+		}
+	}
+	t.offerRoom()
+}
+
+func (t *topic) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	close(t.done)
+	if t.age != nil {
+		t.age.Stop()
+	}
+	for _, g := range t.groups {
+		g.stop()
+		g.wakeAll()
+	}
+	t.groups, t.named, t.log = nil, nil, log{first: t.log.next, next: t.log.next}
+}

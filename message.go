@@ -1,0 +1,156 @@
+package echo
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"reflect"
+	"time"
+
+	"github.com/echobus/echo/transport"
+)
+
+// Message is a message that arrived. A handler gets it by value and may keep
+// it; what Value points to is the handler's own, but for values that a
+// transport carries by reference.
+//
+// Ack, Nack and Extend settle the message by hand, in [Consumer.Messages] and
+// [Consumer.Batches]. Under [Consumer.Run] the handler's result settles it;
+// calling them there anticipates that.
+type Message[M any] struct {
+	Value   M
+	ID      string // unique, made by the producer's side
+	Topic   string
+	Key     string    // "" without one
+	Time    time.Time // when it was published
+	Headers map[string]string
+	Version int // of the producer's schema, 0 when it said none
+	Attempt int // 1 at the first delivery, then counting
+
+	d delivery
+}
+
+// Ack settles the message as done.
+//
+// Settling a message twice is a no-op: the first of Ack and Nack counts. When
+// the message was not settled before its lease ended, the result is
+// [ErrLeaseLost], and it may have been handled elsewhere.
+func (m Message[M]) Ack(ctx context.Context) error { return m.settled("ack", m.d.ack(ctx)) }
+
+// Nack gives the message back, to be delivered again, to this consumer or
+// another of its group, no sooner than after delay. Errors are as for Ack.
+func (m Message[M]) Nack(ctx context.Context, delay time.Duration) error {
+	if delay < 0 {
+		return m.settled("nack", fmt.Errorf("delay %v is negative", delay))
+	}
+	return m.settled("nack", m.d.nack(ctx, delay))
+}
+
+// Extend makes the lease end after d from now; 0 means the whole lease again.
+// It is a no-op on a settled message and returns [ErrLeaseLost] too late.
+func (m Message[M]) Extend(ctx context.Context, d time.Duration) error {
+	if d < 0 {
+		return m.settled("extend", fmt.Errorf("extension %v is negative", d))
+	}
+	return m.settled("extend", m.d.extend(ctx, d))
+}
+
+func (m Message[M]) settled(verb string, err error) error {
+	if err != nil {
+		return fmt.Errorf("echo: %s message %s of %s: %w", verb, m.ID, m.Topic, err)
+	}
+	return nil
+}
+
+// Batch is some messages of [Consumer.Batches]. Settle single messages by
+// themselves where their outcomes differ.
+type Batch[M any] []Message[M]
+
+// Ack settles as done every message of the batch that is not settled yet. An
+// error that wraps [ErrLeaseLost] says that some came too late.
+func (b Batch[M]) Ack(ctx context.Context) error {
+	if len(b) == 0 {
+		return nil
+	}
+	ds := make([]delivery, len(b))
+	for i := range b {
+		ds[i] = b[i].d
+	}
+	if err := ackAll(ctx, ds); err != nil {
+		return fmt.Errorf("echo: ack %d messages of %s: %w", len(b), b[0].Topic, err)
+	}
+	return nil
+}
+
+// Handler handles one message: nil means done, an error that it shall be
+// delivered again after a back-off. ctx ends when the message's lease is lost
+// or the time to finish after a shutdown is over, and carries the values of
+// the context that Run was given. A Handler of a consumer with concurrency
+// above 1 is called concurrently.
+type Handler[M any] func(ctx context.Context, m Message[M]) error
+
+// untyped returns m for middleware, and retyped what comes out of it.
+func (m Message[M]) untyped() Message[any] {
+	return Message[any]{m.Value, m.ID, m.Topic, m.Key, m.Time, m.Headers, m.Version, m.Attempt, m.d}
+}
+
+func retyped[M any](m Message[any]) (Message[M], error) {
+	v, ok := m.Value.(M)
+	if !ok && m.Value != nil {
+		return Message[M]{}, fmt.Errorf("middleware passed on a %T in place of a %T", m.Value, v)
+	}
+	return Message[M]{v, m.ID, m.Topic, m.Key, m.Time, m.Headers, m.Version, m.Attempt, m.d}, nil
+}
+
+// wrapped puts middleware around a handler, the first outermost.
+func wrapped[M any](h Handler[M], mws []func(Handler[any]) Handler[any]) Handler[M] {
+	if len(mws) == 0 {
+		return h
+	}
+	outer := Handler[any](func(ctx context.Context, m Message[any]) error {
+		typed, err := retyped[M](m)
+		if err != nil {
+			return err
+		}
+		return h(ctx, typed)
+	})
+	for i := len(mws) - 1; i >= 0; i-- {
+		outer = mws[i](outer)
+	}
+	return func(ctx context.Context, m Message[M]) error { return outer(ctx, m.untyped()) }
+}
+
+// decode fills m with what arrived. The value is decoded into memory of its
+// own, so that m itself need not leave the stack.
+func (m *Message[M]) decode(raw *transport.Message, topic string, b *Bus, decs *decoders) error {
+	m.ID, m.Topic, m.Key, m.Time, m.Attempt = raw.ID, topic, raw.Key, raw.Time, raw.Attempt
+	if len(raw.Header) > 0 {
+		m.Headers = maps.Clone(raw.Header)
+	}
+	if raw.Value != nil {
+		v, ok := raw.Value.(M)
+		if !ok {
+			return undecodable(raw, topic, fmt.Errorf("value carried by reference is a %T, want %v", raw.Value, reflect.TypeFor[M]()))
+		}
+		m.Value = v
+		return nil
+	}
+	if err := cmp.Or(checkID(raw.ID), b.cfg.limits.check(raw)); err != nil {
+		return undecodable(raw, topic, err)
+	}
+	codec, version, err := decs.find(raw.Type)
+	if err != nil {
+		return undecodable(raw, topic, err)
+	}
+	v := new(M)
+	if err := codec.Decode(raw.Data, v); err != nil {
+		return undecodable(raw, topic, err)
+	}
+	m.Value, m.Version = *v, version
+	return nil
+}
+
+func undecodable(raw *transport.Message, topic string, err error) error {
+	return &DecodeError{Topic: topic, ID: raw.ID, Type: raw.Type, Data: raw.Data, Err: err}
+}

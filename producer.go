@@ -1,0 +1,228 @@
+package echo
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/echobus/echo/transport"
+)
+
+// Producer publishes values of one type to one topic. It holds no resources,
+// needs no Close and is safe for concurrent use: calls of Publish that come
+// while a slow transport is busy are sent together.
+type Producer[M any] struct {
+	bus   *Bus
+	topic *Topic[M]
+	err   error // why nothing can be published
+	codec Codec
+	typ   string // content type of its messages
+	send  SendFunc
+	ids   ids
+}
+
+// NewProducer returns a producer for topic on bus. What is wrong with either
+// is returned by its first Publish.
+func NewProducer[M any](b *Bus, topic *Topic[M]) *Producer[M] {
+	p := &Producer[M]{bus: b, topic: topic}
+	if b == nil {
+		p.err = fmt.Errorf("bus is nil")
+		return p
+	}
+	if p.err = b.err; p.err == nil {
+		p.err = topic.check(b)
+	}
+	if p.err != nil {
+		return p
+	}
+	p.codec = topic.codec(b)
+	p.typ = typeOf(p.codec, topic.cfg.version)
+	p.send = b.sender(topic.name)
+	for i := len(b.cfg.hooks) - 1; i >= 0; i-- {
+		p.send = b.cfg.hooks[i](p.send)
+	}
+	return p
+}
+
+// one lends out the slice of one message that a Publish sends.
+var one = sync.Pool{New: func() any { return new([1]transport.Message) }}
+
+// Publish encodes v and stores it in the topic. It returns nil when the
+// transport has it, or a [*PublishError] whose outcome is [ErrNotPublished] or
+// [ErrPublishUnknown].
+//
+// ctx bounds the call. A value that is not nil stays the caller's: it is
+// encoded before Publish returns, but for a transport that carries values by
+// reference.
+func (p *Producer[M]) Publish(ctx context.Context, v M, opts ...PublishOption) error {
+	if err := p.ready(); err != nil {
+		return notPublished(p.topicName(), 1, err)
+	}
+	buf := one.Get().(*[1]transport.Message)
+	defer func() {
+		buf[0] = transport.Message{}
+		one.Put(buf)
+	}()
+	m := &buf[0]
+	if len(opts) == 0 { // the config escapes to the options
+		if err := p.encode(m, v, time.Now(), nil); err != nil {
+			return notPublished(p.topic.name, 1, err)
+		}
+	} else {
+		var cfg publishConfig
+		for _, o := range opts {
+			o.applyPublish(&cfg)
+		}
+		if err := p.encode(m, v, time.Now(), &cfg); err != nil {
+			return notPublished(p.topic.name, 1, err)
+		}
+	}
+	if n, err := p.send(ctx, p.topic.name, buf[:]); n < 1 {
+		return publishError(p.topic.name, 0, 1, shortSend(err))
+	}
+	return nil
+}
+
+// PublishBatch encodes vs and stores them in order, with the options for each.
+// Nothing is stored when one of them cannot be encoded. Otherwise a
+// [*PublishError] says how many were accepted, counted from the first, and
+// what is known of the others.
+func (p *Producer[M]) PublishBatch(ctx context.Context, vs []M, opts ...PublishOption) error {
+	if err := p.ready(); err != nil {
+		return notPublished(p.topicName(), len(vs), err)
+	}
+	var cfg publishConfig
+	for _, o := range opts {
+		o.applyPublish(&cfg)
+	}
+	if cfg.id != nil && len(vs) > 1 {
+		return notPublished(p.topic.name, len(vs), fmt.Errorf("WithID gives one ID, PublishBatch has %d values", len(vs)))
+	}
+	msgs := make([]transport.Message, len(vs))
+	now := time.Now()
+	for i, v := range vs {
+		if err := p.encode(&msgs[i], v, now, &cfg); err != nil {
+			return notPublished(p.topic.name, len(vs), fmt.Errorf("value %d: %w", i, err))
+		}
+	}
+	if len(msgs) == 0 {
+		return nil
+	}
+	if n, err := p.send(ctx, p.topic.name, msgs); n < len(msgs) {
+		return publishError(p.topic.name, n, len(msgs), shortSend(err))
+	}
+	return nil
+}
+
+// shortSend is the error of a Send that stored too little.
+func shortSend(err error) error {
+	if err == nil {
+		return fmt.Errorf("transport sent less than it was given and returned no error")
+	}
+	return err
+}
+
+func (p *Producer[M]) ready() error {
+	if p.err != nil {
+		return p.err
+	}
+	if p.bus.closed.Load() {
+		return ErrClosed
+	}
+	return nil
+}
+
+func (p *Producer[M]) topicName() string {
+	if p.topic == nil {
+		return "nil topic"
+	}
+	return p.topic.name
+}
+
+// encode fills m with v. cfg may be nil.
+func (p *Producer[M]) encode(m *transport.Message, v M, now time.Time, cfg *publishConfig) error {
+	m.Time = now.UTC().Round(0)
+	if p.topic.key != nil {
+		m.Key = p.topic.key(v)
+	}
+	if cfg != nil {
+		if err := cfg.fill(m); err != nil {
+			return err
+		}
+	}
+	if m.ID == "" {
+		m.ID = p.ids.next(now)
+	}
+	if p.bus.values {
+		m.Value = v
+		if m.Value == nil { // an interface type's nil
+			return fmt.Errorf("a nil value cannot be carried by reference")
+		}
+	} else {
+		data, err := p.codec.Encode(v)
+		if err != nil {
+			return fmt.Errorf("encode: %w", err)
+		}
+		m.Data, m.Type = data, p.typ
+	}
+	return p.bus.cfg.limits.check(m)
+}
+
+// PublishOption is an option of [Producer.Publish].
+type PublishOption interface{ applyPublish(*publishConfig) }
+
+type publishConfig struct {
+	id     *string
+	key    *string
+	header map[string]string
+}
+
+func (c *publishConfig) fill(m *transport.Message) error {
+	if c.id != nil {
+		if err := checkID(*c.id); err != nil {
+			return err
+		}
+		m.ID = *c.id
+	}
+	if c.key != nil {
+		m.Key = *c.key
+	}
+	for name := range c.header {
+		if len(name) >= len(reserved) && name[:len(reserved)] == reserved {
+			return fmt.Errorf("header name %q: the prefix %q is reserved", name, reserved)
+		}
+	}
+	m.Header = maps.Clone(c.header)
+	return nil
+}
+
+// reserved is the prefix of headers that are echo's own.
+const reserved = "echo-"
+
+type publishOption func(*publishConfig)
+
+func (o publishOption) applyPublish(c *publishConfig) { o(c) }
+
+// WithKey gives the message a key, in place of the topic's key function.
+func WithKey(key string) PublishOption {
+	return publishOption(func(c *publishConfig) { c.key = &key })
+}
+
+// WithHeader adds a header. Names are tokens as in HTTP, values are UTF-8
+// without control characters; names that begin with "echo-" are reserved.
+func WithHeader(name, value string) PublishOption {
+	return publishOption(func(c *publishConfig) {
+		if c.header == nil {
+			c.header = make(map[string]string)
+		}
+		c.header[name] = value
+	})
+}
+
+// WithID gives the message an ID of the caller's, such as one it was published
+// under before, in place of a new UUIDv7.
+func WithID(id string) PublishOption {
+	return publishOption(func(c *publishConfig) { c.id = &id })
+}

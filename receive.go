@@ -1,0 +1,272 @@
+package echo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+)
+
+// Consumer receives the messages of one subscription. It is used by one Run,
+// or one loop over Messages or Batches, at a time; its other methods may be
+// called from anywhere.
+type Consumer[M any] struct {
+	core *consumer
+	decs decoders
+}
+
+// Close stops the consumer. Messages that were fetched and not started go back
+// to the group. A Run or loop under way ends after the handlers under way, for
+// which Close does not wait, so a handler may call it; the subscription is
+// closed then, and otherwise at once. Closing twice is no error.
+func (c *Consumer[M]) Close() error {
+	c.core.stop()
+	if c.core.using.Load() {
+		return nil
+	}
+	return c.core.close()
+}
+
+// Run handles messages until ctx ends or the consumer or its bus is closed,
+// which is no error, or the subscription fails for good. It waits for the
+// handlers under way and leaves the consumer closed.
+//
+// A handler that returns nil has its message acknowledged. One that returns an
+// error gets it again after a back-off (see [WithBackoff]); meanwhile the
+// others go on, but for those with the same key, which wait. A panic or
+// runtime.Goexit in a handler is such an error, a [*PanicError].
+//
+// Acknowledgements are sent in batches, a few milliseconds after the handler
+// returned at the latest.
+func (c *Consumer[M]) Run(ctx context.Context, h Handler[M]) error {
+	if h == nil {
+		return c.fail("run", errors.New("the handler is nil"))
+	}
+	b := c.core.bus
+	h = wrapped(wrapped(h, c.core.cfg.middleware), b.cfg.middleware)
+	return c.fail("run", c.core.run(ctx, func(ctx context.Context, f *fetch, i int) error {
+		m, err := c.decode(f, i)
+		if err != nil {
+			return c.core.report(ctx, err)
+		}
+		return h(ctx, m)
+	}))
+}
+
+func (c *Consumer[M]) decode(f *fetch, i int) (Message[M], error) {
+	var m Message[M]
+	m.d = f.delivery(i)
+	err := m.decode(&f.msgs[i], c.core.topic, c.core.bus, &c.decs)
+	return m, err
+}
+
+func (c *Consumer[M]) fail(verb string, err error) error {
+	if err != nil {
+		return fmt.Errorf("echo: %s %s: %w", verb, c.core.topic, err)
+	}
+	return nil
+}
+
+// Messages yields messages for the caller to settle. From the yield on the
+// lease is the caller's to extend; what is not settled when it ends goes to
+// the group again. What was fetched and not yielded is given back when the
+// loop ends, and the consumer stays open.
+//
+// The loop ends without an error when ctx ends or the consumer or its bus is
+// closed. A yielded [*DecodeError] concerns the message beside it, whose Value
+// is zero and which is set aside unless the loop body settles it; a yielded
+// [*LostError] tells of messages lost before. The loop may go on after both.
+// Any other error is the last thing yielded.
+func (c *Consumer[M]) Messages(ctx context.Context) iter.Seq2[Message[M], error] {
+	return func(yield func(Message[M], error) bool) {
+		c.loop(ctx, "messages", 1, 0, func(batch Batch[M], err error) bool {
+			if len(batch) == 0 {
+				return yield(Message[M]{}, err)
+			}
+			return yield(batch[0], err)
+		})
+	}
+}
+
+// Batches yields up to max messages at a time, for work that is cheaper in
+// bulk: as soon as there are max, or wait after the first one came. Leases,
+// settlement, errors and the end of the loop are as for [Consumer.Messages];
+// a message that cannot be decoded is a batch of its own.
+func (c *Consumer[M]) Batches(ctx context.Context, max int, wait time.Duration) iter.Seq2[Batch[M], error] {
+	return func(yield func(Batch[M], error) bool) {
+		var err error
+		switch {
+		case max < 1:
+			err = fmt.Errorf("a batch of %d messages: at least one is needed", max)
+		case max > c.core.cfg.MaxPending:
+			err = fmt.Errorf("a batch of %d messages is more than WithPrefetch(%d) allows", max, c.core.cfg.MaxPending)
+		case wait < 0:
+			err = fmt.Errorf("the wait %v is negative", wait)
+		}
+		if err != nil {
+			yield(nil, c.fail("batches", err))
+			return
+		}
+		c.loop(ctx, "batches", max, wait, yield)
+	}
+}
+
+// loop is a use of the consumer that yields messages.
+type loop[M any] struct {
+	*use
+	from *Consumer[M]
+	f    *fetch // being yielded
+	i    int    // its next message
+	done []*fetch
+	late error // an error to yield after what was collected before it
+}
+
+func (c *Consumer[M]) loop(ctx context.Context, verb string, max int, wait time.Duration, yield func(Batch[M], error) bool) {
+	u, err := c.core.begin(ctx, false)
+	if err != nil {
+		yield(nil, c.fail(verb, err))
+		return
+	}
+	l := &loop[M]{use: u, from: c}
+	defer l.close()
+	var items []item
+	for {
+		items, err = l.collect(items[:0], max, wait)
+		if err != nil {
+			lost, goOn := errors.AsType[*LostError](err)
+			switch {
+			case l.closing(err):
+				return
+			case goOn:
+				err = lost
+			default:
+				err = c.fail(verb, err)
+			}
+			if !yield(nil, err) || !goOn {
+				return
+			}
+		}
+		if !l.hand(items, yield) {
+			return
+		}
+		l.retire()
+	}
+}
+
+// collect gathers up to max fetched messages, or what came until wait after
+// the first one.
+func (l *loop[M]) collect(items []item, max int, wait time.Duration) ([]item, error) {
+	if err := l.late; err != nil {
+		l.late = nil
+		return items, err
+	}
+	ctx := l.receive
+	for len(items) < max {
+		it, err := l.next(ctx, max-len(items))
+		switch {
+		case err == nil:
+			items = append(items, it)
+		case len(items) == 0:
+			return items, err
+		case l.receive.Err() != nil || ctx.Err() == nil:
+			l.late = err
+			return items, nil
+		default:
+			return items, nil // the wait is over
+		}
+		if len(items) == 1 && max > 1 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(l.receive, wait)
+			defer cancel()
+		}
+	}
+	return items, nil
+}
+
+// next returns the next fetched message, or receives.
+func (l *loop[M]) next(ctx context.Context, most int) (item, error) {
+	for {
+		for l.f != nil && l.i < len(l.f.msgs) {
+			it := item{l.f, l.i}
+			l.i++
+			if it.f.state(it.i) == buffered {
+				return it, nil
+			}
+		}
+		if l.f != nil {
+			l.c.adapt(l.f)
+			l.done = append(l.done, l.f)
+			l.f = nil
+		}
+		if most > 1 {
+			l.c.window = max(l.c.window, most) // a batch is wanted whole
+		}
+		f, err := l.c.receive(ctx, l.c.cfg.MaxPending)
+		if err != nil {
+			return item{}, err
+		}
+		l.f, l.i = f, 0
+	}
+}
+
+// hand yields the messages of items, those that cannot be decoded one by one.
+func (l *loop[M]) hand(items []item, yield func(Batch[M], error) bool) bool {
+	var batch Batch[M]
+	for _, it := range items {
+		if !l.start(it) {
+			continue
+		}
+		m, err := l.from.decode(it.f, it.i)
+		if err == nil {
+			if batch == nil {
+				batch = make(Batch[M], 0, len(items))
+			}
+			batch = append(batch, m)
+			continue
+		}
+		if len(batch) > 0 && !yield(batch, nil) {
+			return false
+		}
+		batch = nil
+		goOn := yield(Batch[M]{m}, err)
+		m.d.ack(l.c.bus.settling)
+		if !goOn {
+			return false
+		}
+	}
+	return len(batch) == 0 || yield(batch, nil)
+}
+
+// start puts a message into the caller's hands, with a fresh lease.
+func (l *loop[M]) start(it item) bool {
+	if !it.f.move(it.i, buffered, running) {
+		return false
+	}
+	l.c.inHand.Add(1)
+	if l.c.lease > 0 && clock()-it.f.kept > l.c.lease/10 {
+		d := it.f.delivery(it.i)
+		if err := d.extend(l.c.bus.settling, 0); errors.Is(err, ErrLeaseLost) {
+			it.f.move(it.i, running, lost)
+			l.c.inHand.Add(-1)
+			return false
+		}
+	}
+	return true
+}
+
+// retire ends the care for fetches that were yielded whole.
+func (l *loop[M]) retire() {
+	for _, f := range l.done {
+		l.c.retire(f)
+	}
+	l.done = l.done[:0]
+}
+
+// close ends the loop, and the consumer if that was closed meanwhile.
+func (l *loop[M]) close() {
+	l.end()
+	if l.c.stopping.Load() {
+		l.c.close()
+	}
+}

@@ -1,0 +1,92 @@
+package transport
+
+import (
+	"context"
+	"time"
+)
+
+// Acker is a [Subscription] whose messages can be acknowledged.
+type Acker interface {
+	// Ack settles the deliveries in rs: their messages are done for this group.
+	// A [*LeaseError] names those that the subscription did not hold any more;
+	// the others are settled. Each delivery is settled once, by whichever of
+	// Ack, Nack and Release comes first. Ack does not keep rs.
+	Ack(ctx context.Context, rs []Receipt) error
+}
+
+// Nacker is a [Subscription] that can give messages back.
+type Nacker interface {
+	// Nack gives the deliveries in rs back, to be delivered again, to any
+	// member of the group, no sooner than after delay. Errors are as for Ack.
+	Nack(ctx context.Context, rs []Receipt, delay time.Duration) error
+}
+
+// Releaser is a [Subscription] that can give back what nobody began to handle.
+type Releaser interface {
+	// Release is a Nack without delay that leaves Attempt as it was.
+	Release(ctx context.Context, rs []Receipt) error
+}
+
+// Extender is a [Subscription] whose messages are leased.
+type Extender interface {
+	// Lease is how long a delivery may stay unsettled.
+	Lease() time.Duration
+	// Extend makes the leases of rs end after d from now; 0 means Lease.
+	// Errors are as for Ack.
+	Extend(ctx context.Context, rs []Receipt, d time.Duration) error
+}
+
+// ValueCarrier is a [Transport] that can carry values by reference.
+type ValueCarrier interface {
+	// CarriesValues reports whether messages hold a Value in place of Data.
+	CarriesValues() bool
+}
+
+// Retainer is a [Transport] whose Send may keep Data and Header of its
+// messages. Their owner must not change them after Send.
+type Retainer interface {
+	RetainsMessages() bool
+}
+
+// Immediate is a [Transport] whose Send is a matter of nanoseconds, so that
+// joining several publishers into one Send gains nothing.
+type Immediate interface {
+	SendsImmediately() bool
+}
+
+// Checker is a [Transport] that was built with options it cannot honour. Every
+// call returns the error too; Err lets a caller ask before the first one.
+type Checker interface {
+	Err() error
+}
+
+// As finds a capability: the first of v and what its Unwrap methods lead to
+// that is a T. Wrappers of a Transport or a Subscription have a method
+// "Unwrap() Transport" or "Unwrap() Subscription" and implement only what
+// they change.
+func As[T any](v any) (T, bool) {
+	for v != nil {
+		if t, ok := v.(T); ok {
+			return t, true
+		}
+		switch w := v.(type) {
+		case interface{ Unwrap() Transport }:
+			v = w.Unwrap()
+		case interface{ Unwrap() Subscription }:
+			v = w.Unwrap()
+		default:
+			v = nil
+		}
+	}
+	var none T
+	return none, false
+}
+
+// KeepOpen returns t with a Close that does nothing, for a transport that
+// several owners share.
+func KeepOpen(t Transport) Transport { return keepOpen{t} }
+
+type keepOpen struct{ Transport }
+
+func (keepOpen) Close() error        { return nil }
+func (k keepOpen) Unwrap() Transport { return k.Transport }

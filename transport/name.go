@@ -1,0 +1,29 @@
+package transport
+
+import "fmt"
+
+// MaxName is the longest name of a topic or group, in bytes.
+const MaxName = 200
+
+// CheckName returns an error unless name can name a topic or a group on every
+// transport: it matches ^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$. So a name never
+// carries a separator, a glob, a hash tag or a line break into a broker.
+// kind says in the error what the name is of.
+func CheckName(kind, name string) error {
+	switch {
+	case name == "":
+		return fmt.Errorf("%s name is empty", kind)
+	case len(name) > MaxName:
+		return fmt.Errorf("%s name %.40q… has %d bytes, at most %d are allowed", kind, name, len(name), MaxName)
+	}
+	for i := range len(name) {
+		if c := name[i]; !isNameByte(c) || i == 0 && (c == '.' || c == '_' || c == '-') {
+			return fmt.Errorf("%s name %q may not have %q at byte %d: want a letter or digit, then letters, digits, '.', '_' or '-'", kind, name, name[i:i+1], i)
+		}
+	}
+	return nil
+}
+
+func isNameByte(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-'
+}
