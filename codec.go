@@ -2,7 +2,6 @@ package echo
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"mime"
 	"reflect"
@@ -28,53 +27,11 @@ type Codec interface {
 	Decode(data []byte, v any) error
 }
 
-// JSON is the default codec, encoding/json. It refuses nesting deeper than 64
-// and data after the value. Numbers decoded into an interface are float64.
-var JSON Codec = jsonCodec{}
-
 // Bytes is the codec of topics whose values are byte slices: they travel as they are.
 var Bytes Codec = bytesCodec{}
 
 // Text is the codec of topics whose values are strings: they travel as UTF-8.
 var Text Codec = textCodec{}
-
-const maxDepth = 64
-
-type jsonCodec struct{}
-
-func (jsonCodec) ContentType() string          { return "application/json" }
-func (jsonCodec) Encode(v any) ([]byte, error) { return json.Marshal(v) }
-
-func (jsonCodec) Decode(data []byte, v any) error {
-	if tooDeep(data) {
-		return fmt.Errorf("json nests deeper than %d", maxDepth)
-	}
-	return json.Unmarshal(data, v)
-}
-
-// tooDeep reports whether JSON nests deeper than maxDepth. It need not be valid.
-func tooDeep(data []byte) bool {
-	if bytes.Count(data, []byte{'{'})+bytes.Count(data, []byte{'['}) <= maxDepth {
-		return false
-	}
-	depth, quoted := 0, false
-	for i := 0; i < len(data); i++ {
-		switch c := data[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
-			if depth++; depth > maxDepth {
-				return true
-			}
-		case c == '}' || c == ']':
-			depth--
-		}
-	}
-	return false
-}
 
 type bytesCodec struct{}
 

@@ -43,6 +43,9 @@ const maxCommit = 1024
 // sender returns how single messages and batches are sent to a topic.
 func (b *Bus) sender(topic string) SendFunc {
 	if b.immediate {
+		if o, ok := b.transport.(transport.Opener); ok {
+			return o.Open(topic)
+		}
 		return b.transport.Send
 	}
 	b.mu.Lock()

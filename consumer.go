@@ -33,10 +33,10 @@ type consumer struct {
 	stopping atomic.Bool   // nothing more is received
 	stopped  chan struct{} // closed by stop
 	window   int           // messages to fetch at once; the receiver's
-	inHand   atomic.Int32  // messages in state running
+	inHand   atomic.Int32  // unsettled messages that a loop has yielded
 
-	draining                                atomic.Bool // counting for the account
-	completed, acked, givenBack, unsettling atomic.Int64
+	draining                               atomic.Bool // counting for the account
+	completed, acked, givenBack, abandoned atomic.Int64
 
 	mu     sync.Mutex // guards the rest
 	active []*fetch   // with messages that the keeper looks after
@@ -183,23 +183,33 @@ func (c *consumer) finish(ctx context.Context) (running int) {
 			select {
 			case <-u.done:
 			default:
-				running = max(1, int(c.inHand.Load()))
+				running = max(1, c.running())
 				u.cancel(ErrClosed)
 			}
 		}
 	}
-	c.unsettling.Store(int64(c.inHand.Load()))
+	c.abandoned.Store(int64(max(running, int(c.inHand.Load()))))
 	if running == 0 {
 		c.close()
 	}
 	return running
 }
 
+// running counts the handlers under way.
+func (c *consumer) running() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, f := range c.active {
+		n += f.running()
+	}
+	return n
+}
+
 func (c *consumer) tally(a *Account) {
 	a.Completed += int(c.completed.Load())
 	a.Acknowledged += int(c.acked.Load())
 	a.GivenBack += int(c.givenBack.Load())
-	a.Abandoned += int(c.unsettling.Load())
+	a.Abandoned += int(c.abandoned.Load())
 }
 
 // close ends the subscription.
@@ -270,21 +280,27 @@ func (c *consumer) adapt(f *fetch) {
 	}
 }
 
-// retire ends the keeper's care for a fetch and keeps it for a later receive,
-// if nobody will look at it again.
-func (c *consumer) retire(f *fetch) {
-	reusable := f.reusable()
-	if reusable {
-		clear(f.msgs)
-	}
+// retire ends the keeper's care for a fetch whose messages are all concluded,
+// acknowledges what was handled, and keeps the fetch for a later receive if
+// nobody will look at it again. rs is memory to use.
+func (c *consumer) retire(f *fetch, rs []transport.Receipt) []transport.Receipt {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if i := slices.Index(c.active, f); i >= 0 {
+	i := slices.Index(c.active, f)
+	if i >= 0 {
 		c.active = slices.Delete(c.active, i, i+1)
-		if reusable {
-			c.spare = append(c.spare, f)
-		}
 	}
+	c.mu.Unlock()
+	rs, reusable := f.finished(rs[:0])
+	if len(rs) > 0 {
+		c.ack(rs)
+	}
+	if i >= 0 && reusable {
+		clear(f.msgs)
+		c.mu.Lock()
+		c.spare = append(c.spare, f)
+		c.mu.Unlock()
+	}
+	return rs
 }
 
 // arm sets the keeper's timer. The caller holds mu.
@@ -322,7 +338,7 @@ func (c *consumer) flush() int {
 	var rs []transport.Receipt
 	c.mu.Lock()
 	for _, f := range c.active {
-		rs = f.receipts(rs, handled, gone)
+		rs = f.receipts(rs, handled)
 	}
 	c.mu.Unlock()
 	if len(rs) > 0 {
@@ -353,7 +369,7 @@ func (c *consumer) release() {
 	var rs []transport.Receipt
 	c.mu.Lock()
 	for _, f := range c.active {
-		rs = f.receipts(rs, buffered, gone)
+		rs = f.receipts(rs, buffered)
 	}
 	c.mu.Unlock()
 	if len(rs) == 0 {
@@ -421,9 +437,8 @@ func (c *consumer) lose(e *transport.LeaseError) {
 				n++
 			case f.move(i, running, losing):
 				n++
-				f.slots[i].lane.cancel(ErrLeaseLost)
+				f.laneOf(i).cancel(ErrLeaseLost)
 				f.slots[i].state.Store(f.gen | lost)
-				c.inHand.Add(-1)
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package echo_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -21,7 +22,7 @@ func BenchmarkRun(b *testing.B) {
 	for _, mode := range []string{"json", "value"} {
 		for _, subs := range []int{1, 8} {
 			b.Run(fmt.Sprintf("%s/1x%d", mode, subs), func(b *testing.B) {
-				var opts []memstream.Option
+				opts := []memstream.Option{memstream.WithMaxMessages(maxN())}
 				if mode == "value" {
 					opts = append(opts, memstream.WithValues())
 				}
@@ -31,7 +32,7 @@ func BenchmarkRun(b *testing.B) {
 				p := echo.NewProducer(bus, topic)
 				done := make(chan struct{}, subs)
 				for range subs {
-					c, err := echo.Subscribe(ctx, bus, topic)
+					c, err := echo.Subscribe(ctx, bus, topic, echo.WithPrefetch(pre(), 0))
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -82,4 +83,52 @@ func TestSmoke(t *testing.T) {
 		break
 	}
 	fmt.Println(bus.Close(ctx))
+}
+
+func maxN() int {
+	n := 1 << 16
+	fmt.Sscan(os.Getenv("MAXN"), &n)
+	return n
+}
+
+func BenchmarkDeliver(b *testing.B) {
+	ctx := context.Background()
+	bus := echo.New(echo.WithTransport(memstream.New(memstream.WithValues())))
+	topic := echo.NewTopic[Order]("orders")
+	p := echo.NewProducer(bus, topic)
+	for range 60000 {
+		p.Publish(ctx, Order{"o-1", 3, 12.5, "alice"})
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		c, err := echo.Subscribe(ctx, bus, topic, echo.FromOldest())
+		if err != nil {
+			b.Fatal(err)
+		}
+		n := 0
+		c.Run(ctx, func(ctx context.Context, m echo.Message[Order]) error {
+			if n++; n == 60000 {
+				c.Close()
+			}
+			return nil
+		})
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/60000, "ns/delivery")
+}
+
+func BenchmarkPublish(b *testing.B) {
+	ctx := context.Background()
+	bus := echo.New(echo.WithTransport(memstream.New(memstream.WithValues(), memstream.WithMaxMessages(maxN()))))
+	topic := echo.NewTopic[Order]("orders")
+	p := echo.NewProducer(bus, topic)
+	b.ReportAllocs()
+	for b.Loop() {
+		p.Publish(ctx, Order{"o-1", 3, 12.5, "alice"})
+	}
+}
+
+func pre() int {
+	n := 1024
+	fmt.Sscan(os.Getenv("PRE"), &n)
+	return n
 }

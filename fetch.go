@@ -23,14 +23,16 @@ type fetch struct {
 	slots []slot
 	gen   uint32 // stateBits zero
 
-	left  atomic.Int32  // messages that are not concluded, under Run
-	since time.Duration // when it was received
-	kept  time.Duration // when leases were last extended
+	lane   *lane         // who runs all of it, if one lane does
+	left   atomic.Int32  // messages that are not concluded, by several lanes
+	byHand bool          // its messages are settled by a loop, not by Run
+	since  time.Duration // when it was received
+	kept   time.Duration // when leases were last extended
 }
 
 type slot struct {
 	state atomic.Uint32 // generation and state
-	lane  *lane         // who runs it, written before it runs
+	lane  *lane         // who runs it, if the fetch has several; written before it runs
 }
 
 const (
@@ -49,43 +51,75 @@ func newFetch(c *consumer, size int) *fetch {
 	return &fetch{c: c, buf: make([]transport.Message, size), slots: make([]slot, size)}
 }
 
-// begin takes over the first n messages of buf.
+// begin takes over the first n messages of buf. They are all buffered, as no
+// slot's state is of this generation.
 func (f *fetch) begin(n int, now time.Duration) {
 	f.msgs = f.buf[:n]
 	f.gen += 1 << stateBits
-	for i := range n {
-		f.slots[i].state.Store(f.gen | buffered)
-	}
 	f.left.Store(int32(n))
 	f.since, f.kept = now, now
+	f.lane, f.byHand = nil, false
 }
 
 // state returns the state of message i.
-func (f *fetch) state(i int) uint32 { return f.slots[i].state.Load() & stateMask }
+func (f *fetch) state(i int) uint32 { return f.stateOf(f.slots[i].state.Load()) }
+
+func (f *fetch) stateOf(word uint32) uint32 {
+	if word&^stateMask != f.gen {
+		return buffered
+	}
+	return word & stateMask
+}
 
 // move changes the state of message i, if it is the one expected.
 func (f *fetch) move(i int, from, to uint32) bool {
-	return f.slots[i].state.CompareAndSwap(f.gen|from, f.gen|to)
+	word := f.slots[i].state.Load()
+	return f.stateOf(word) == from && f.slots[i].state.CompareAndSwap(word, f.gen|to)
 }
 
-// receipts moves every message in state from to state to and returns their receipts.
-func (f *fetch) receipts(rs []transport.Receipt, from, to uint32) []transport.Receipt {
+// receipts moves every message in state from to gone and returns their receipts.
+func (f *fetch) receipts(rs []transport.Receipt, from uint32) []transport.Receipt {
 	for i := range f.msgs {
-		if f.state(i) == from && f.move(i, from, to) {
+		if f.state(i) == from && f.move(i, from, gone) {
 			rs = append(rs, f.msgs[i].Receipt())
 		}
 	}
 	return rs
 }
 
-// reusable reports whether nobody will ask for the messages again.
-func (f *fetch) reusable() bool {
+// laneOf returns who runs message i.
+func (f *fetch) laneOf(i int) *lane {
+	if f.lane != nil {
+		return f.lane
+	}
+	return f.slots[i].lane
+}
+
+// running counts the messages in the hands of handlers.
+func (f *fetch) running() (n int) {
 	for i := range f.msgs {
-		if f.state(i) != gone {
-			return false
+		if f.state(i) == running {
+			n++
 		}
 	}
-	return true
+	return n
+}
+
+// finished returns the receipts of what is handled and not acknowledged, and
+// whether the fetch may be used again: whether nobody will ask for its messages.
+// The keeper must not look after it any more.
+func (f *fetch) finished(rs []transport.Receipt) (_ []transport.Receipt, reusable bool) {
+	reusable = true
+	for i := range f.msgs {
+		switch f.state(i) {
+		case handled:
+			rs = append(rs, f.msgs[i].Receipt())
+		case gone:
+		default:
+			reusable = false
+		}
+	}
+	return rs, reusable
 }
 
 // delivery is a message's handle to its fetch. The zero delivery belongs to a
@@ -127,12 +161,14 @@ func (d delivery) settled(err error) error {
 	slot := &d.f.slots[d.i]
 	switch {
 	case err == nil:
-		d.f.c.inHand.Add(-1)
 	case errors.Is(err, ErrLeaseLost):
 		slot.state.Store(d.gen | lost)
-		d.f.c.inHand.Add(-1)
 	default:
 		slot.state.Store(d.gen | running)
+		return err
+	}
+	if d.f.byHand {
+		d.f.c.inHand.Add(-1)
 	}
 	return err
 }

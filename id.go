@@ -1,8 +1,9 @@
 package echo
 
 import (
+	"encoding/binary"
+	"encoding/hex"
 	"math/rand/v2"
-	"sync"
 	"time"
 )
 
@@ -14,7 +15,7 @@ import (
 // Under load it makes them in blocks, one string of up to 64 IDs that are cut
 // out one by one; a block serves its own millisecond only.
 type ids struct {
-	mu    sync.Mutex
+	base  time.Time // a reading of the clock, at most a second old
 	block string
 	milli int64
 	size  int // IDs in a block
@@ -26,11 +27,15 @@ const (
 	maxBlock = 64
 )
 
-// next returns a fresh ID for a message published at now.
-func (s *ids) next(now time.Time) string {
+// next returns a fresh ID and the time it was made, which is read off the
+// monotonic clock from second to second, as that is cheaper.
+func (s *ids) next() (id string, now time.Time) {
+	since := time.Since(s.base)
+	if since > time.Second {
+		s.base, since = time.Now(), 0
+	}
+	now = s.base.Add(since)
 	milli := now.UnixMilli()
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	switch {
 	case milli != s.milli && s.block != "":
 		s.size /= 2 // the last block was too large
@@ -42,9 +47,9 @@ func (s *ids) next(now time.Time) string {
 		s.size = min(max(s.size, 1), maxBlock)
 		s.make(now, s.size)
 	}
-	id := s.block[:idLen]
+	id = s.block[:idLen]
 	s.block = s.block[idLen:]
-	return id
+	return id, now
 }
 
 // make makes a block of n IDs, in ascending order. They share their first half.
@@ -58,23 +63,32 @@ func (s *ids) make(now time.Time, n int) {
 		lo := 2<<62 | uint64(i)<<56 | rand.Uint64()>>8
 		id := s.buf[i*idLen:][:idLen]
 		if i == 0 {
-			putHex(id[0:8], hi>>32)
-			putHex(id[9:13], hi>>16)
-			putHex(id[14:18], hi)
+			hex.Encode(id, binary.BigEndian.AppendUint64(nil, hi)) // then spread out:
+			copy(id[14:], id[12:16])
+			copy(id[9:], id[8:12])
 			id[8], id[13], id[18], id[23] = '-', '-', '-', '-'
 		} else {
 			copy(id[:24], s.buf)
 		}
-		putHex(id[19:23], lo>>48)
-		putHex(id[24:36], lo)
+		putHex(id[19:], lo>>48, 2)
+		putHex(id[24:], lo, 6)
 	}
 	s.block = string(s.buf[:n*idLen])
 }
 
-// putHex fills dst with the last hexadecimal digits of x.
-func putHex(dst []byte, x uint64) {
-	for i := len(dst) - 1; i >= 0; i-- {
-		dst[i] = "0123456789abcdef"[x&15]
-		x >>= 4
+// putHex writes the last n bytes of x, two hexadecimal digits each.
+func putHex(dst []byte, x uint64, n int) {
+	for dst = dst[:2*n]; len(dst) > 0; x >>= 8 {
+		binary.LittleEndian.PutUint16(dst[len(dst)-2:], hexPairs[byte(x)])
+		dst = dst[:len(dst)-2]
 	}
 }
+
+// hexPairs holds the two digits of each byte, the first one in the lower half.
+var hexPairs = func() (pairs [256]uint16) {
+	for i := range pairs {
+		const digits = "0123456789abcdef"
+		pairs[i] = uint16(digits[i>>4]) | uint16(digits[i&15])<<8
+	}
+	return pairs
+}()

@@ -1,14 +1,9 @@
 package echo
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"maps"
-	"reflect"
 	"time"
-
-	"github.com/echobus/echo/transport"
 )
 
 // Message is a message that arrived. A handler gets it by value and may keep
@@ -119,38 +114,4 @@ func wrapped[M any](h Handler[M], mws []func(Handler[any]) Handler[any]) Handler
 		outer = mws[i](outer)
 	}
 	return func(ctx context.Context, m Message[M]) error { return outer(ctx, m.untyped()) }
-}
-
-// decode fills m with what arrived. The value is decoded into memory of its
-// own, so that m itself need not leave the stack.
-func (m *Message[M]) decode(raw *transport.Message, topic string, b *Bus, decs *decoders) error {
-	m.ID, m.Topic, m.Key, m.Time, m.Attempt = raw.ID, topic, raw.Key, raw.Time, raw.Attempt
-	if len(raw.Header) > 0 {
-		m.Headers = maps.Clone(raw.Header)
-	}
-	if raw.Value != nil {
-		v, ok := raw.Value.(M)
-		if !ok {
-			return undecodable(raw, topic, fmt.Errorf("value carried by reference is a %T, want %v", raw.Value, reflect.TypeFor[M]()))
-		}
-		m.Value = v
-		return nil
-	}
-	if err := cmp.Or(checkID(raw.ID), b.cfg.limits.check(raw)); err != nil {
-		return undecodable(raw, topic, err)
-	}
-	codec, version, err := decs.find(raw.Type)
-	if err != nil {
-		return undecodable(raw, topic, err)
-	}
-	v := new(M)
-	if err := codec.Decode(raw.Data, v); err != nil {
-		return undecodable(raw, topic, err)
-	}
-	m.Value, m.Version = *v, version
-	return nil
-}
-
-func undecodable(raw *transport.Message, topic string, err error) error {
-	return &DecodeError{Topic: topic, ID: raw.ID, Type: raw.Type, Data: raw.Data, Err: err}
 }

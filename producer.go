@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 	"sync"
-	"time"
 
 	"github.com/echobus/echo/transport"
 )
@@ -20,7 +20,10 @@ type Producer[M any] struct {
 	codec Codec
 	typ   string // content type of its messages
 	send  SendFunc
+
+	mu    sync.Mutex // guards the rest
 	ids   ids
+	boxes []M // memory for values carried by reference
 }
 
 // NewProducer returns a producer for topic on bus. What is wrong with either
@@ -65,19 +68,18 @@ func (p *Producer[M]) Publish(ctx context.Context, v M, opts ...PublishOption) e
 		buf[0] = transport.Message{}
 		one.Put(buf)
 	}()
-	m := &buf[0]
-	if len(opts) == 0 { // the config escapes to the options
-		if err := p.encode(m, v, time.Now(), nil); err != nil {
-			return notPublished(p.topic.name, 1, err)
-		}
+	var err error
+	if len(opts) == 0 { // a config would escape to the options
+		err = p.encode(&buf[0], v, nil)
 	} else {
 		var cfg publishConfig
 		for _, o := range opts {
 			o.applyPublish(&cfg)
 		}
-		if err := p.encode(m, v, time.Now(), &cfg); err != nil {
-			return notPublished(p.topic.name, 1, err)
-		}
+		err = p.encode(&buf[0], v, &cfg)
+	}
+	if err != nil {
+		return notPublished(p.topic.name, 1, err)
 	}
 	if n, err := p.send(ctx, p.topic.name, buf[:]); n < 1 {
 		return publishError(p.topic.name, 0, 1, shortSend(err))
@@ -101,9 +103,8 @@ func (p *Producer[M]) PublishBatch(ctx context.Context, vs []M, opts ...PublishO
 		return notPublished(p.topic.name, len(vs), fmt.Errorf("WithID gives one ID, PublishBatch has %d values", len(vs)))
 	}
 	msgs := make([]transport.Message, len(vs))
-	now := time.Now()
 	for i, v := range vs {
-		if err := p.encode(&msgs[i], v, now, &cfg); err != nil {
+		if err := p.encode(&msgs[i], v, &cfg); err != nil {
 			return notPublished(p.topic.name, len(vs), fmt.Errorf("value %d: %w", i, err))
 		}
 	}
@@ -142,8 +143,14 @@ func (p *Producer[M]) topicName() string {
 }
 
 // encode fills m with v. cfg may be nil.
-func (p *Producer[M]) encode(m *transport.Message, v M, now time.Time, cfg *publishConfig) error {
-	m.Time = now.UTC().Round(0)
+func (p *Producer[M]) encode(m *transport.Message, v M, cfg *publishConfig) error {
+	p.mu.Lock()
+	id, now := p.ids.next()
+	if p.bus.values {
+		m.Value = p.boxed(v)
+	}
+	p.mu.Unlock()
+	m.ID, m.Time = id, now.UTC().Round(0)
 	if p.topic.key != nil {
 		m.Key = p.topic.key(v)
 	}
@@ -152,15 +159,7 @@ func (p *Producer[M]) encode(m *transport.Message, v M, now time.Time, cfg *publ
 			return err
 		}
 	}
-	if m.ID == "" {
-		m.ID = p.ids.next(now)
-	}
-	if p.bus.values {
-		m.Value = v
-		if m.Value == nil { // an interface type's nil
-			return fmt.Errorf("a nil value cannot be carried by reference")
-		}
-	} else {
+	if !p.bus.values {
 		data, err := p.codec.Encode(v)
 		if err != nil {
 			return fmt.Errorf("encode: %w", err)
@@ -168,6 +167,19 @@ func (p *Producer[M]) encode(m *transport.Message, v M, now time.Time, cfg *publ
 		m.Data, m.Type = data, p.typ
 	}
 	return p.bus.cfg.limits.check(m)
+}
+
+// boxed returns a pointer to a copy of v. Values that come in quick succession
+// share an allocation of up to 1 KiB. The caller holds mu.
+func (p *Producer[M]) boxed(v M) *M {
+	if len(p.boxes) == 0 {
+		size := max(1, int(reflect.TypeFor[M]().Size()))
+		p.boxes = make([]M, max(1, min(p.ids.size, 1<<10/size)))
+	}
+	b := &p.boxes[0]
+	p.boxes = p.boxes[1:]
+	*b = v
+	return b
 }
 
 // PublishOption is an option of [Producer.Publish].

@@ -1,11 +1,15 @@
 package echo
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"time"
+
+	"github.com/echobus/echo/transport"
 )
 
 // Consumer receives the messages of one subscription. It is used by one Run,
@@ -43,22 +47,68 @@ func (c *Consumer[M]) Run(ctx context.Context, h Handler[M]) error {
 	if h == nil {
 		return c.fail("run", errors.New("the handler is nil"))
 	}
-	b := c.core.bus
-	h = wrapped(wrapped(h, c.core.cfg.middleware), b.cfg.middleware)
-	return c.fail("run", c.core.run(ctx, func(ctx context.Context, f *fetch, i int) error {
-		m, err := c.decode(f, i)
+	h = wrapped(wrapped(h, c.core.cfg.middleware), c.core.bus.cfg.middleware)
+	values := ahead[M]{decode: c.value}
+	defer values.helper.Wait()
+	return c.fail("run", c.core.run(ctx, values.begin, func(ctx context.Context, f *fetch, i int) error {
+		v, version, err := values.value(f, i)
 		if err != nil {
 			return c.core.report(ctx, err)
 		}
-		return h(ctx, m)
+		return h(ctx, c.message(f, i, v, version))
 	}))
 }
 
-func (c *Consumer[M]) decode(f *fetch, i int) (Message[M], error) {
-	var m Message[M]
-	m.d = f.delivery(i)
-	err := m.decode(&f.msgs[i], c.core.topic, c.core.bus, &c.decs)
-	return m, err
+// value returns what a message carries, which is not the caller's to change,
+// and the version of its schema.
+func (c *Consumer[M]) value(raw *transport.Message) (v *M, version int, err error) {
+	if raw.Value != nil {
+		v, ok := raw.Value.(*M)
+		if !ok {
+			return nil, 0, c.undecodable(raw, fmt.Errorf("value carried by reference is a %T, want %T", raw.Value, v))
+		}
+		return v, 0, nil
+	}
+	if err := cmp.Or(checkID(raw.ID), c.core.bus.cfg.limits.check(raw)); err != nil {
+		return nil, 0, c.undecodable(raw, err)
+	}
+	codec, version, err := c.decs.find(raw.Type)
+	if err != nil {
+		return nil, 0, c.undecodable(raw, err)
+	}
+	v = new(M)
+	if err := codec.Decode(raw.Data, v); err != nil {
+		return nil, 0, c.undecodable(raw, err)
+	}
+	return v, version, nil
+}
+
+func (c *Consumer[M]) undecodable(raw *transport.Message, err error) error {
+	return &DecodeError{Topic: c.core.topic, ID: raw.ID, Type: raw.Type, Data: raw.Data, Err: err}
+}
+
+// message returns message i of a fetch with its value.
+func (c *Consumer[M]) message(f *fetch, i int, v *M, version int) Message[M] {
+	raw := &f.msgs[i]
+	return Message[M]{
+		Value:   *v,
+		ID:      raw.ID,
+		Topic:   c.core.topic,
+		Key:     raw.Key,
+		Time:    raw.Time,
+		Headers: ownHeader(raw.Header),
+		Version: version,
+		Attempt: raw.Attempt,
+		d:       f.delivery(i),
+	}
+}
+
+// ownHeader returns a copy of a header that is shared with other receivers.
+func ownHeader(h map[string]string) map[string]string {
+	if len(h) == 0 {
+		return nil
+	}
+	return maps.Clone(h)
 }
 
 func (c *Consumer[M]) fail(verb string, err error) error {
@@ -206,6 +256,7 @@ func (l *loop[M]) next(ctx context.Context, most int) (item, error) {
 		if err != nil {
 			return item{}, err
 		}
+		f.byHand = true
 		l.f, l.i = f, 0
 	}
 }
@@ -217,14 +268,15 @@ func (l *loop[M]) hand(items []item, yield func(Batch[M], error) bool) bool {
 		if !l.start(it) {
 			continue
 		}
-		m, err := l.from.decode(it.f, it.i)
+		v, version, err := l.from.value(&it.f.msgs[it.i])
 		if err == nil {
 			if batch == nil {
 				batch = make(Batch[M], 0, len(items))
 			}
-			batch = append(batch, m)
+			batch = append(batch, l.from.message(it.f, it.i, v, version))
 			continue
 		}
+		m := l.from.message(it.f, it.i, new(M), 0)
 		if len(batch) > 0 && !yield(batch, nil) {
 			return false
 		}
@@ -258,7 +310,7 @@ func (l *loop[M]) start(it item) bool {
 // retire ends the care for fetches that were yielded whole.
 func (l *loop[M]) retire() {
 	for _, f := range l.done {
-		l.c.retire(f)
+		l.c.retire(f, nil)
 	}
 	l.done = l.done[:0]
 }

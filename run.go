@@ -23,6 +23,7 @@ import (
 type run struct {
 	*use
 	handle func(ctx context.Context, f *fetch, i int) error
+	begun  func(*fetch) // told of each fetch that one lane handles
 	lanes  sync.WaitGroup
 	err    error // why receiving ended; the receiver's
 
@@ -44,7 +45,7 @@ type lane struct {
 	cancel context.CancelCauseFunc
 	queue  chan item // messages with key; nil when the lane receives for itself
 
-	item              // the message under way
+	item     // the message under way
 	rs       []transport.Receipt
 	err      error // what its handler returned
 	returned bool  // it returned at all
@@ -52,13 +53,14 @@ type lane struct {
 }
 
 // run calls handle for each message until ctx ends, the consumer is stopped,
-// or receiving fails for good, which is the error it returns.
-func (c *consumer) run(ctx context.Context, handle func(context.Context, *fetch, int) error) error {
+// or receiving fails for good, which is the error it returns. When one lane
+// handles all of a fetch, begun is called before.
+func (c *consumer) run(ctx context.Context, begun func(*fetch), handle func(context.Context, *fetch, int) error) error {
 	u, err := c.begin(ctx, true)
 	if err != nil {
 		return err
 	}
-	r := &run{use: u, handle: handle}
+	r := &run{use: u, handle: handle, begun: begun}
 	context.AfterFunc(u.receive, func() {
 		u.limit()
 		c.release()
@@ -129,11 +131,15 @@ func (l *lane) receiving() {
 		l.conclude()
 	}
 	for {
+		if l.i < 0 {
+			l.f.lane = l
+			l.r.begun(l.f)
+		}
 		for l.i++; l.i < len(l.f.msgs); l.i++ {
 			l.do()
 		}
 		l.r.c.adapt(l.f)
-		l.done(l.f)
+		l.rs = l.r.c.retire(l.f, l.rs)
 		f, err := l.r.next()
 		if err != nil {
 			l.r.err = err
@@ -163,6 +169,7 @@ func (l *lane) working() {
 				continue
 			}
 		}
+		l.f.slots[l.i].lane = l
 		l.do()
 		l.passed()
 	}
@@ -177,22 +184,13 @@ func (l *lane) concludeItem() {
 func (l *lane) passed() {
 	r := l.r
 	if l.f.left.Add(-1) == 0 {
-		l.done(l.f)
+		l.rs = l.r.c.retire(l.f, l.rs)
 	}
 	r.busy.Add(-1)
 	select {
 	case r.room <- struct{}{}:
 	default:
 	}
-}
-
-// done acknowledges what was handled of a fetch whose messages are all
-// concluded.
-func (l *lane) done(f *fetch) {
-	if l.rs = f.receipts(l.rs[:0], handled, gone); len(l.rs) > 0 {
-		l.r.c.ack(l.rs)
-	}
-	l.r.c.retire(f)
 }
 
 // dispatch feeds the lanes, f first, until receiving ends.
@@ -242,13 +240,14 @@ func (r *run) awaitRoom() {
 
 // do takes the message under way to its outcome.
 func (l *lane) do() {
-	l.f.slots[l.i].lane = l
 	if !l.f.move(l.i, buffered, running) {
 		return // released, or its lease is lost
 	}
-	l.r.c.inHand.Add(1)
 	l.call()
-	l.conclude()
+	if l.err != nil || l.r.c.draining.Load() || !l.f.move(l.i, running, handled) {
+		l.conclude()
+	}
+	l.called = false
 }
 
 // call calls the handler. If that panics or ends the goroutine, err says so;
@@ -295,7 +294,6 @@ func (l *lane) conclude() {
 		c.completed.Add(1)
 	}
 	if l.err == nil && l.f.move(l.i, running, handled) {
-		c.inHand.Add(-1)
 		return
 	}
 	l.err = nil
@@ -328,7 +326,6 @@ func (l *lane) giveBack(delay time.Duration) {
 	if !l.f.move(l.i, running, gone) {
 		return
 	}
-	c.inHand.Add(-1)
 	err := c.nacker.Nack(c.bus.settling, []transport.Receipt{l.f.msgs[l.i].Receipt()}, delay)
 	if err != nil {
 		c.bus.cfg.logger.Warn("echo: giving back failed, message will come again when its lease ends", "topic", c.topic, "group", c.cfg.Group,

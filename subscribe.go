@@ -68,7 +68,7 @@ type subscribeConfig struct {
 }
 
 const (
-	defaultPrefetch      = 256
+	defaultPrefetch      = 1024
 	defaultPrefetchBytes = 8 << 20
 )
 
@@ -159,7 +159,7 @@ func WithConcurrency(n int) SubscribeOption {
 
 // WithPrefetch bounds what the consumer holds and has not settled: messages,
 // and bytes as [transport.Message.Size] counts them (0 leaves them at their
-// default). The defaults are 256 messages (or twice the concurrency) and 8 MiB.
+// default). The defaults are 1,024 messages (or twice the concurrency) and 8 MiB.
 //
 // A consumer fetches ahead as many messages as its handler gets through in a
 // few milliseconds, so a slow one does not hoard what others could do.

@@ -12,117 +12,124 @@ type group struct {
 	topic *topic
 	name  string // empty for a broadcast subscription's
 
+	next    uint64 // the first message not given to the group
 	lost    uint64 // messages dropped before they were given, not yet reported
-	flight  window
-	parked  map[uint64]*parkedMessage // unsettled messages that left the window
-	bytes   int                       // size of what is parked
-	pending int                       // unsettled messages, parked or not
-	ready   queue                     // to deliver again now
-	delayed queue                     // to deliver again later
+	flight  flight // first deliveries under way
+	parked  map[uint64]*parked
+	bytes   int   // size of what is parked
+	ready   queue // parked, to be delivered again now
+	delayed queue // parked, to be delivered again later
 
 	waiting []*subscription // in Receive, longest first
 	timer   *time.Timer
 	timerAt time.Duration // when timer fires; 0 when it will not
 }
 
-// parkedMessage is an unsettled delivery with its message, which the log need
-// not keep for it any more.
-type parkedMessage struct {
-	delivery
-	msg transport.Message
+// parked is an unsettled message that is not in the flight: it was given back,
+// delivered again, or outlived its place in the log. The group keeps it.
+type parked struct {
+	msg      transport.Message
+	size     int
+	attempt  int
+	token    uint64        // of the last delivery
+	holder   *subscription // nil unless it is under way
+	deadline time.Duration
 }
 
-// A window longer than this that is mostly settled parks what is not.
-const longWindow = 1024
+const firstToken = 1
 
 // available reports whether Receive has something to return.
 func (g *group) available() bool {
-	return len(g.ready) > 0 || g.lost > 0 || g.flight.next < g.topic.log.next && !g.overfull()
+	return len(g.ready) > 0 || g.lost > 0 || g.next < g.topic.log.next && !g.overfull()
 }
 
-// overfull reports whether the group keeps as many unsettled messages outside
-// the log as the log may hold.
+// overfull reports whether the group keeps as many messages outside the log as
+// the log may hold.
 func (g *group) overfull() bool {
 	cfg := g.topic.cfg
 	return len(g.parked) >= cfg.maxMessages || g.bytes >= cfg.maxBytes
 }
 
-// skip moves over a message the group was not given and now never will be.
+// skip moves over the next message, which is lost to the group.
 func (g *group) skip() {
-	*g.flight.push() = delivery{}
-	g.flight.compact()
+	g.next++
 	g.lost++
 	g.topic.stats.Lost++
 }
 
-// park takes message i, which the log still holds, into the group's own keeping.
-func (g *group) park(i uint64) {
-	d := g.flight.at(i)
-	if d.state != settled {
-		m, _ := g.topic.log.at(i)
-		if g.parked == nil {
-			g.parked = make(map[uint64]*parkedMessage)
-		}
-		g.parked[i] = &parkedMessage{*d, *m}
-		g.bytes += int(d.size)
-		*d = delivery{}
+// park takes message i out of the flight, where run k holds it, into the
+// group's own keeping. Its delivery goes on.
+func (g *group) park(k int, i uint64) *parked {
+	r := g.flight[k]
+	log := &g.topic.log
+	p := &parked{msg: *log.at(i), size: log.size(i, i+1), attempt: 1, token: firstToken, holder: r.holder, deadline: r.deadline}
+	g.flight.cut(k, i, i+1)
+	if g.parked == nil {
+		g.parked = make(map[uint64]*parked)
 	}
-	g.flight.compact()
+	g.parked[i] = p
+	g.bytes += p.size
+	return p
 }
 
-// find returns the delivery of message i, or nil when it is settled.
-func (g *group) find(i uint64) *delivery {
-	if i >= g.flight.low && i < g.flight.next {
-		if d := g.flight.at(i); d.state != settled {
-			return d
-		}
-	}
-	if p := g.parked[i]; p != nil {
-		return &p.delivery
-	}
-	return nil
-}
-
-// message returns the message of an unsettled delivery.
-func (g *group) message(i uint64) *transport.Message {
-	if p := g.parked[i]; p != nil {
-		return &p.msg
-	}
-	m, _ := g.topic.log.at(i)
-	return m
-}
-
-// settle marks message i done.
-func (g *group) settle(i uint64, d *delivery) {
-	g.pending--
-	d.state, d.holder = settled, nil
-	if g.parked != nil {
-		if p := g.parked[i]; p != nil {
-			g.bytes -= int(d.size)
-			delete(g.parked, i)
-		}
+// keep is called before message i leaves the log.
+func (g *group) keep(i uint64) {
+	if len(g.flight) > 0 && g.flight[0].first == i {
+		g.park(0, i)
 	}
 }
 
-// giveBack makes message i deliverable again after delay.
-func (g *group) giveBack(i uint64, d *delivery, delay, now time.Duration) {
-	d.holder.drop(d)
-	d.holder = nil
+// A first delivery is young for this long.
+const young = 10 * time.Millisecond
+
+// holdsYoung reports whether message i was given to the group a moment ago and
+// is not settled.
+func (g *group) holdsYoung(i uint64) bool {
+	if len(g.flight) == 0 || g.flight[0].first != i {
+		return false
+	}
+	r := &g.flight[0]
+	return clock() < r.deadline-r.holder.lease+young
+}
+
+// settle marks messages a to b-1 of run k done.
+func (g *group) settle(k int, a, b uint64) {
+	g.flight[k].holder.drop(int(b-a), g.topic.log.size(a, b))
+	g.flight.cut(k, a, b)
+}
+
+// settleParked marks a parked message done.
+func (g *group) settleParked(i uint64, p *parked) {
+	p.holder.drop(1, p.size)
+	g.bytes -= p.size
+	delete(g.parked, i)
+}
+
+// giveBack makes a parked message deliverable again after delay.
+func (g *group) giveBack(i uint64, p *parked, delay, now time.Duration) {
+	p.holder.drop(1, p.size)
+	p.holder = nil
 	if delay <= 0 {
-		d.state = ready
 		g.ready.push(0, i)
 		return
 	}
-	d.state = delayed
 	g.delayed.push(now+delay, i)
 	g.arm(now+delay, now)
 }
 
-// tidy shortens the window after messages were settled.
-func (g *group) tidy() {
-	g.flight.compact()
-	for g.flight.len() > longWindow && g.flight.len() > 4*g.pending {
-		g.park(g.flight.low)
+// giveBackRun parks the messages of run k and makes them deliverable again.
+func (g *group) giveBackRun(k int, now time.Duration) {
+	for r := g.flight[k]; r.first < r.end; r.end-- {
+		g.giveBack(r.end-1, g.park(k, r.end-1), 0, now)
+	}
+}
+
+// limit keeps the flight short.
+func (g *group) limit() {
+	for len(g.flight) > maxRuns {
+		for r := g.flight[0]; r.first < r.end; r.end-- {
+			g.park(0, r.end-1)
+		}
 	}
 }
 
@@ -196,9 +203,7 @@ func (g *group) tick() {
 	g.timerAt = 0
 	n := len(g.ready)
 	for len(g.delayed) > 0 && g.delayed[0].at <= now {
-		i := g.delayed.pop()
-		g.find(i).state = ready
-		g.ready.push(0, i)
+		g.ready.push(0, g.delayed.pop())
 	}
 	if len(g.delayed) > 0 {
 		g.arm(g.delayed[0].at, now)
@@ -212,26 +217,40 @@ func (g *group) tick() {
 // expire gives back what was held beyond its lease and returns when the next
 // lease ends, or 0.
 func (g *group) expire(now time.Duration) (next time.Duration) {
-	g.eachFlying(func(i uint64, d *delivery) {
-		if d.deadline <= now {
-			g.topic.stats.Lapsed++
-			g.giveBack(i, d, 0, now)
-		} else if next == 0 || d.deadline < next {
-			next = d.deadline
+	lapsed := func(deadline time.Duration) bool {
+		if deadline <= now {
+			return true
 		}
-	})
+		if next == 0 || deadline < next {
+			next = deadline
+		}
+		return false
+	}
+	n := len(g.ready)
+	for i, p := range g.parked {
+		if p.holder != nil && lapsed(p.deadline) {
+			g.giveBack(i, p, 0, now)
+		}
+	}
+	for k := len(g.flight) - 1; k >= 0; k-- {
+		if lapsed(g.flight[k].deadline) {
+			g.giveBackRun(k, now)
+		}
+	}
+	g.topic.stats.Lapsed += uint64(len(g.ready) - n)
 	return next
 }
 
-func (g *group) eachFlying(do func(uint64, *delivery)) {
+// leave gives back what s holds.
+func (g *group) leave(s *subscription, now time.Duration) {
 	for i, p := range g.parked {
-		if p.state == flying {
-			do(i, &p.delivery)
+		if p.holder == s {
+			g.giveBack(i, p, 0, now)
 		}
 	}
-	for i := g.flight.low; i < g.flight.next; i++ {
-		if d := g.flight.at(i); d.state == flying {
-			do(i, d)
+	for k := len(g.flight) - 1; k >= 0; k-- {
+		if g.flight[k].holder == s {
+			g.giveBackRun(k, now)
 		}
 	}
 }

@@ -41,6 +41,7 @@ var (
 	_ transport.ValueCarrier = (*Transport)(nil)
 	_ transport.Retainer     = (*Transport)(nil)
 	_ transport.Immediate    = (*Transport)(nil)
+	_ transport.Opener       = (*Transport)(nil)
 	_ transport.Checker      = (*Transport)(nil)
 )
 
@@ -72,18 +73,22 @@ func (t *Transport) SendsImmediately() bool { return true }
 // Send implements [transport.Sender]. A full topic makes it wait, refuse
 // (an error that wraps [transport.ErrFull]), or drop, as [WithFull] says.
 func (t *Transport) Send(ctx context.Context, name string, msgs []transport.Message) (int, error) {
-	if err := ctx.Err(); err != nil {
-		return 0, fmt.Errorf("%w: %w", transport.ErrNotPublished, err)
-	}
 	tp, err := t.topic(name)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", transport.ErrNotPublished, err)
 	}
-	n, err := tp.send(ctx, msgs)
+	return tp.send(ctx, msgs)
+}
+
+// Open implements [transport.Opener].
+func (t *Transport) Open(name string) func(context.Context, string, []transport.Message) (int, error) {
+	tp, err := t.topic(name)
 	if err != nil {
-		return n, fmt.Errorf("%w: %w", transport.ErrNotPublished, err)
+		return t.Send
 	}
-	return n, nil
+	return func(ctx context.Context, _ string, msgs []transport.Message) (int, error) {
+		return tp.send(ctx, msgs)
+	}
 }
 
 // Subscribe implements [transport.Subscriber]. The subscription is an Acker, a
@@ -180,7 +185,7 @@ func (t *Transport) Stats(topic string) Stats {
 	tp.mu.Lock()
 	defer tp.mu.Unlock()
 	s := tp.stats
-	s.Messages, s.Bytes = tp.log.len(), tp.log.bytes
+	s.Messages, s.Bytes = tp.log.len(), tp.log.bytes()
 	return s
 }
 

@@ -24,10 +24,11 @@ type subscription struct {
 	closed    bool
 }
 
-// span is a run of new messages to copy out of the log.
+// span is a run of new messages to copy out of a segment, which counts s
+// among its readers meanwhile.
 type span struct {
-	first uint64
-	msgs  []transport.Message
+	seg  *segment
+	msgs []transport.Message
 }
 
 var (
@@ -51,9 +52,6 @@ func (s *subscription) Receive(ctx context.Context, dst []transport.Message) (in
 		n, err := s.take(dst)
 		if n > 0 || err != nil {
 			g.pass()
-			if t.senders > 0 && n > 0 {
-				t.offerRoom()
-			}
 			t.mu.Unlock()
 			s.copy(dst[:n])
 			return n, err
@@ -119,7 +117,7 @@ func (s *subscription) take(dst []transport.Message) (int, error) {
 	case s.closed, g.topic.closed:
 		return 0, transport.ErrClosed
 	case g.lost > 0:
-		e := &transport.LostError{Topic: g.topic.name, Group: g.name, Count: g.lost, Next: transport.Position{Lo: g.flight.next}}
+		e := &transport.LostError{Topic: g.topic.name, Group: g.name, Count: g.lost, Next: transport.Position{Lo: g.next}}
 		g.lost = 0
 		return 0, e
 	}
@@ -141,17 +139,17 @@ func (s *subscription) take(dst []transport.Message) (int, error) {
 func (s *subscription) takeReady(dst []transport.Message, now time.Duration) (n int) {
 	g := s.group
 	for n < len(dst) && len(g.ready) > 0 {
-		i := g.ready[0].i
-		d := g.find(i)
-		if !s.fits(d.size) {
+		p := g.parked[g.ready[0].i]
+		if s.held > 0 && !s.fits(p.size) {
 			break
 		}
 		g.ready.pop()
-		d.attempt++
-		d.serial++
-		s.hold(d, now)
-		dst[n] = *g.message(i)
-		dst[n].Attempt, dst[n].Position, dst[n].Token = int(d.attempt), transport.Position{Lo: i}, uint64(d.serial)
+		p.attempt++
+		p.token++
+		p.holder, p.deadline = s, now+s.lease
+		s.hold(1, p.size)
+		dst[n] = p.msg
+		dst[n].Attempt, dst[n].Token = p.attempt, p.token
 		n++
 	}
 	return n
@@ -159,48 +157,48 @@ func (s *subscription) takeReady(dst []transport.Message, now time.Duration) (n 
 
 func (s *subscription) takeNew(room int, now time.Duration) (n int) {
 	g, log := s.group, &s.group.topic.log
-	avail := int(log.next - g.flight.next)
-	if avail == 0 {
+	first := g.next
+	last := min(first+uint64(room), log.next)
+	for last > first && !s.fits(log.size(first, last)) {
+		if last = first + (last-first)/2; last == first && s.held == 0 {
+			last++ // one that is larger than the bound
+			break
+		}
+	}
+	if last == first {
 		return 0
 	}
-	room = min(room, avail)
-	for k := log.find(g.flight.next); n < room; k++ {
+	for k, i := log.find(first), first; i < last; k++ {
 		seg := log.segs[k]
-		from := int(g.flight.next - seg.base)
-		to := min(from+room-n, len(seg.msgs))
-		for i := from; i < to; i++ {
-			if !s.fits(seg.sizes[i]) {
-				to, room = i, 0
-				break
-			}
-			d := g.flight.push()
-			*d = delivery{size: seg.sizes[i], attempt: 1, serial: 1}
-			s.hold(d, now)
-			n++
-		}
-		if to > from {
-			s.spans = append(s.spans, span{seg.base + uint64(from), seg.msgs[from:to]})
-		}
+		from := int(i - seg.base)
+		to := min(from+int(last-i), len(seg.msgs))
+		seg.readers.Add(1)
+		s.spans = append(s.spans, span{seg, seg.msgs[from:to]})
+		i += uint64(to - from)
 	}
-	g.pending += n
-	return n
+	s.hold(int(last-first), log.size(first, last))
+	g.flight = append(g.flight, run{first, last, s, now + s.lease})
+	g.limit()
+	g.next = last
+	return int(last - first)
 }
 
-func (s *subscription) fits(size uint32) bool {
-	return s.opts.MaxPendingBytes == 0 || s.held == 0 || s.heldBytes+int(size) <= s.opts.MaxPendingBytes
+// fits reports whether s may hold so many bytes more. What does not fit is
+// given to a subscription that holds nothing all the same, one by one.
+func (s *subscription) fits(size int) bool {
+	return s.opts.MaxPendingBytes == 0 || s.heldBytes+size <= s.opts.MaxPendingBytes
 }
 
-// hold leases a delivery to s.
-func (s *subscription) hold(d *delivery, now time.Duration) {
-	d.state, d.holder, d.deadline = flying, s, now+s.lease
-	s.held++
-	s.heldBytes += int(d.size)
+// hold notes that s was given messages.
+func (s *subscription) hold(n, size int) {
+	s.held += n
+	s.heldBytes += size
 }
 
 // drop undoes hold.
-func (s *subscription) drop(d *delivery) {
-	s.held--
-	s.heldBytes -= int(d.size)
+func (s *subscription) drop(n, size int) {
+	s.held -= n
+	s.heldBytes -= size
 	if s.full {
 		s.full = false
 		s.wake()
@@ -214,35 +212,45 @@ func (s *subscription) copy(dst []transport.Message) {
 		n -= len(sp.msgs)
 	}
 	for _, sp := range s.spans {
-		copy(dst[n:], sp.msgs)
-		for k := range sp.msgs {
-			m := &dst[n+k]
-			m.Attempt, m.Position.Lo, m.Token = 1, sp.first+uint64(k), 1
-		}
-		n += len(sp.msgs)
+		n += copy(dst[n:], sp.msgs)
+		sp.seg.readers.Add(-1)
 	}
-	clear(s.spans) // the log decides how long messages live
+	clear(s.spans)
 }
 
 func (s *subscription) Lease() time.Duration { return s.lease }
 
 func (s *subscription) Ack(ctx context.Context, rs []transport.Receipt) error {
-	return s.each(ctx, rs, func(i uint64, d *delivery, _ time.Duration) {
-		s.drop(d)
-		s.group.settle(i, d)
+	g := s.group
+	return s.each(ctx, rs, settlement{
+		run:    g.settle,
+		parked: g.settleParked,
 	})
 }
 
 func (s *subscription) Nack(ctx context.Context, rs []transport.Receipt, delay time.Duration) error {
-	return s.each(ctx, rs, func(i uint64, d *delivery, now time.Duration) {
-		s.group.giveBack(i, d, delay, now)
-	})
+	return s.giveBack(ctx, rs, delay, 0)
 }
 
 func (s *subscription) Release(ctx context.Context, rs []transport.Receipt) error {
-	return s.each(ctx, rs, func(i uint64, d *delivery, now time.Duration) {
-		d.attempt--
-		s.group.giveBack(i, d, 0, now)
+	return s.giveBack(ctx, rs, 0, 1)
+}
+
+// giveBack gives messages back and takes attempts off their count.
+func (s *subscription) giveBack(ctx context.Context, rs []transport.Receipt, delay time.Duration, attempts int) error {
+	g, now := s.group, clock()
+	return s.each(ctx, rs, settlement{
+		run: func(k int, a, b uint64) {
+			for i := b; i > a; i-- {
+				p := g.park(k, i-1)
+				p.attempt -= attempts
+				g.giveBack(i-1, p, delay, now)
+			}
+		},
+		parked: func(i uint64, p *parked) {
+			p.attempt -= attempts
+			g.giveBack(i, p, delay, now)
+		},
 	})
 }
 
@@ -250,40 +258,87 @@ func (s *subscription) Extend(ctx context.Context, rs []transport.Receipt, lease
 	if lease == 0 {
 		lease = s.lease
 	}
-	return s.each(ctx, rs, func(_ uint64, d *delivery, now time.Duration) {
-		d.deadline = now + lease
-		s.group.arm(d.deadline, now)
+	g, now := s.group, clock()
+	return s.each(ctx, rs, settlement{
+		run: func(k int, a, b uint64) {
+			g.flight.extend(k, a, b, now+lease)
+			g.arm(now+lease, now)
+		},
+		parked: func(_ uint64, p *parked) {
+			p.deadline = now + lease
+			g.arm(p.deadline, now)
+		},
 	})
 }
 
+// settlement is what happens to messages a to b-1 of run k of the flight, and
+// to parked ones.
+type settlement struct {
+	run    func(k int, a, b uint64)
+	parked func(i uint64, p *parked)
+}
+
 // each applies do to the deliveries of rs that s holds and names the others.
-func (s *subscription) each(ctx context.Context, rs []transport.Receipt, do func(uint64, *delivery, time.Duration)) error {
+func (s *subscription) each(ctx context.Context, rs []transport.Receipt, do settlement) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	g, t := s.group, s.group.topic
 	now := clock()
-	var lost []transport.Receipt
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s.closed || t.closed {
 		return transport.ErrClosed
 	}
-	for _, r := range rs {
-		i := r.Position.Lo
-		d := g.find(i)
-		if d == nil || d.holder != s || uint64(d.serial) != r.Token || d.deadline <= now {
-			lost = append(lost, r)
-			continue
-		}
-		do(i, d, now)
+	var lost []transport.Receipt
+	for len(rs) > 0 {
+		n := consecutive(rs)
+		lost = s.apply(rs[:n], do, now, lost)
+		rs = rs[n:]
 	}
-	g.tidy()
 	g.pass()
+	t.offerRoom()
 	if lost != nil {
 		return &transport.LeaseError{Lost: lost}
 	}
 	return nil
+}
+
+// consecutive returns how many receipts at the start of rs are of first
+// deliveries of consecutive messages, or 1.
+func consecutive(rs []transport.Receipt) int {
+	n, next := 1, rs[0].Position.Lo+1
+	for n < len(rs) && rs[n].Token == firstToken && rs[n].Position.Lo == next {
+		n, next = n+1, next+1
+	}
+	return n
+}
+
+// apply settles deliveries of consecutive messages.
+func (s *subscription) apply(rs []transport.Receipt, do settlement, now time.Duration, lost []transport.Receipt) []transport.Receipt {
+	g := s.group
+	for len(rs) > 0 {
+		i, token := rs[0].Position.Lo, rs[0].Token
+		if p := g.parked[i]; p != nil {
+			if p.holder == s && p.token == token && p.deadline > now {
+				do.parked(i, p)
+			} else {
+				lost = append(lost, rs[0])
+			}
+			rs = rs[1:]
+			continue
+		}
+		k := g.flight.find(i)
+		if k == len(g.flight) || token != firstToken || g.flight[k].first > i || g.flight[k].holder != s || g.flight[k].deadline <= now {
+			lost = append(lost, rs[0])
+			rs = rs[1:]
+			continue
+		}
+		n := min(uint64(len(rs)), g.flight[k].end-i)
+		do.run(k, i, i+n)
+		rs = rs[n:]
+	}
+	return lost
 }
 
 // Close ends the subscription. A group gets back what it held; a broadcast
@@ -302,12 +357,7 @@ func (s *subscription) Close() error {
 		t.remove(g)
 		return nil
 	}
-	now := clock()
-	g.eachFlying(func(i uint64, d *delivery) {
-		if d.holder == s {
-			g.giveBack(i, d, 0, now)
-		}
-	})
+	g.leave(s, clock())
 	g.wake(len(g.ready))
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/echobus/echo/transport"
@@ -20,7 +19,7 @@ type topic struct {
 	space chan struct{}
 	done  chan struct{} // closed by close
 
-	mu      sync.Mutex // guards the rest
+	mu      mutex // guards the rest
 	log     log
 	named   map[string]*group
 	groups  []*group // all, named or not
@@ -38,26 +37,31 @@ func newTopic(name string, cfg *config) *topic {
 }
 
 // send appends msgs one after another, waiting for room if that is the policy.
-func (t *topic) send(ctx context.Context, msgs []transport.Message) (n int, err error) {
+func (t *topic) send(ctx context.Context, msgs []transport.Message) (int, error) {
+	err := ctx.Err()
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", transport.ErrNotPublished, err)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for n < len(msgs) {
+	n := 0
+	for {
 		var k int
 		k, err = t.appendAll(msgs[n:])
 		n += k
-		t.wake(k)
-		switch {
-		case err == nil || err != transport.ErrFull:
-			return n, err
-		case t.cfg.full == Reject:
-			t.stats.Rejected += uint64(len(msgs) - n)
-			return n, fmt.Errorf("%w: topic %s holds %d messages, %d bytes", err, t.name, t.log.len(), t.log.bytes)
+		if t.wake(k); err == nil {
+			return n, nil
 		}
-		if err = t.awaitRoom(ctx); err != nil {
-			return n, err
+		if err == transport.ErrFull {
+			if t.cfg.full == Reject {
+				t.stats.Rejected += uint64(len(msgs) - n)
+				err = fmt.Errorf("%w: topic %s holds %d messages, %d bytes", err, t.name, t.log.len(), t.log.bytes())
+			} else if err = t.awaitRoom(ctx); err == nil {
+				continue
+			}
 		}
+		return n, fmt.Errorf("%w: %w", transport.ErrNotPublished, err)
 	}
-	return n, nil
 }
 
 // appendAll appends until a message has no room and says how many it appended.
@@ -95,15 +99,19 @@ func (t *topic) appendAll(msgs []transport.Message) (int, error) {
 }
 
 func (t *topic) fits(size int) bool {
-	return t.log.len() < t.cfg.maxMessages && t.log.bytes+size <= t.cfg.maxBytes
+	return t.log.len() < t.cfg.maxMessages && t.log.bytes()+size <= t.cfg.maxBytes
 }
 
 // evict drops the oldest message if everybody was given it, or if it may be lost.
+//
+// Where senders may wait, it does not drop a message that a group was given a
+// moment ago: that will be settled soon, and the group need not take it into
+// its own keeping.
 func (t *topic) evict() bool {
 	oldest := t.log.first
 	if t.cfg.full != DropOldest {
 		for _, g := range t.groups {
-			if g.flight.next <= oldest {
+			if g.next <= oldest || t.cfg.full == Block && g.holdsYoung(oldest) {
 				return false
 			}
 		}
@@ -117,10 +125,10 @@ func (t *topic) evict() bool {
 func (t *topic) dropOldest() {
 	oldest := t.log.first
 	for _, g := range t.groups {
-		if g.flight.next <= oldest {
+		if g.next <= oldest {
 			g.skip()
-		} else if oldest >= g.flight.low {
-			g.park(oldest)
+		} else {
+			g.keep(oldest)
 		}
 	}
 	t.log.drop()
@@ -130,9 +138,12 @@ func (t *topic) dropOldest() {
 func (t *topic) awaitRoom(ctx context.Context) error {
 	t.senders++
 	t.mu.Unlock()
+	again := time.NewTimer(young) // what is young now will not be for long
+	defer again.Stop()
 	var err error
 	select {
 	case <-t.space:
+	case <-again.C:
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	case <-t.done:
@@ -184,7 +195,7 @@ func (t *topic) expire() {
 		return
 	}
 	for now := time.Now(); t.log.len() > 0; {
-		oldest, _ := t.log.at(t.log.first)
+		oldest := t.log.at(t.log.first)
 		if left := t.cfg.maxAge - now.Sub(oldest.Time); left > 0 {
 			t.age = time.AfterFunc(left, t.expire)
 			break
@@ -220,8 +231,7 @@ func (t *topic) subscribe(opts transport.Options) (*subscription, error) {
 }
 
 func (t *topic) newGroup(name string, next, lost uint64) *group {
-	g := &group{topic: t, name: name, lost: lost}
-	g.flight.low, g.flight.next = next, next
+	g := &group{topic: t, name: name, next: next, lost: lost}
 	t.groups = append(t.groups, g)
 	if name != "" {
 		if t.named == nil {
@@ -256,14 +266,14 @@ func (t *topic) startAt(opts transport.Options) (next, lost uint64, err error) {
 		return next, 0, nil
 	case transport.AtTime:
 		for i := first; i < end; i++ {
-			if m, _ := t.log.at(i); !m.Time.Before(opts.Start.Time) {
+			if m := t.log.at(i); !m.Time.Before(opts.Start.Time) {
 				return i, 0, nil
 			}
 		}
 		return end, 0, nil
 	case transport.AfterID:
 		for i := end; i > first; i-- {
-			if m, _ := t.log.at(i - 1); m.ID == opts.Start.ID {
+			if m := t.log.at(i - 1); m.ID == opts.Start.ID {
 				return i, 0, nil
 			}
 		}

@@ -54,6 +54,14 @@ type Immediate interface {
 	SendsImmediately() bool
 }
 
+// Opener is a [Transport] that can look a topic up once for many sends. It is
+// asked itself, not through Unwrap, so that no wrapper's Send is passed by.
+type Opener interface {
+	// Open returns what Send would do for this topic. A topic that cannot be
+	// opened is reported when the function is called.
+	Open(topic string) func(ctx context.Context, topic string, msgs []Message) (n int, err error)
+}
+
 // Checker is a [Transport] that was built with options it cannot honour. Every
 // call returns the error too; Err lets a caller ask before the first one.
 type Checker interface {

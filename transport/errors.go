@@ -40,8 +40,8 @@ func (e *LeaseError) Unwrap() error { return ErrLeaseLost }
 // received them. The subscription goes on after them.
 type LostError struct {
 	Topic string
-	Group string // empty for a broadcast
-	Count uint64 // messages lost since the last LostError
+	Group string   // empty for a broadcast
+	Count uint64   // messages lost since the last LostError
 	Next  Position // where the subscription goes on
 }
 

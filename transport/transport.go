@@ -44,7 +44,8 @@ type Message struct {
 	Header map[string]string
 	// Data is the encoded value.
 	Data []byte
-	// Value replaces Data on a transport that is a [ValueCarrier].
+	// Value replaces Data on a transport that is a [ValueCarrier]: a pointer to
+	// what was published, which nobody changes.
 	Value any
 
 	// Attempt counts deliveries to a group, 1 first. Set by Receive.
