@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,6 +84,35 @@ func TestSmoke(t *testing.T) {
 		break
 	}
 	fmt.Println(bus.Close(ctx))
+}
+
+func BenchmarkGroup4(b *testing.B) {
+	ctx := context.Background()
+	bus := echo.New(echo.WithTransport(memstream.New(memstream.WithValues(), memstream.WithMaxMessages(maxN()))))
+	topic := echo.NewTopic[Order]("orders")
+	p := echo.NewProducer(bus, topic)
+	var n [4]struct {
+		atomic.Int64
+		_ [56]byte
+	}
+	for i := range 4 {
+		c, err := echo.Subscribe(ctx, bus, topic, echo.WithGroup("g"), echo.WithPrefetch(pre(), 0))
+		if err != nil {
+			b.Fatal(err)
+		}
+		go c.Run(ctx, func(ctx context.Context, m echo.Message[Order]) error {
+			n[i].Add(1)
+			return nil
+		})
+	}
+	for b.Loop() {
+		p.Publish(ctx, Order{"o-1", 3, 12.5, "alice"})
+	}
+	for n[0].Load()+n[1].Load()+n[2].Load()+n[3].Load() < int64(b.N) {
+		time.Sleep(20 * time.Microsecond)
+	}
+	b.Logf("%d %d %d %d", n[0].Load(), n[1].Load(), n[2].Load(), n[3].Load())
+	bus.Close(ctx)
 }
 
 func maxN() int {

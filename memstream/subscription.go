@@ -2,20 +2,23 @@ package memstream
 
 import (
 	"context"
+	"runtime"
 	"time"
 
 	"github.com/echobus/echo/transport"
 )
 
 // subscription is a member of a group. The topic's lock guards its fields
-// after opts and lease, but for spans, which belong to the one caller of Receive.
+// after opts and lease, but for those that belong to the one caller of Receive.
 type subscription struct {
 	group *group
 	opts  transport.Options
 	lease time.Duration
 	woken chan struct{} // holds a token when Receive should look again
 
-	spans []span
+	spans  []span
+	lastN  int           // messages last received
+	lastAt time.Duration // and when
 
 	held      int // messages not settled
 	heldBytes int
@@ -44,6 +47,7 @@ func (s *subscription) Receive(ctx context.Context, dst []transport.Message) (in
 		return 0, nil
 	}
 	g, t := s.group, s.group.topic
+	s.linger()
 	for {
 		if err := ctx.Err(); err != nil {
 			return 0, err
@@ -54,6 +58,7 @@ func (s *subscription) Receive(ctx context.Context, dst []transport.Message) (in
 			g.pass()
 			t.mu.Unlock()
 			s.copy(dst[:n])
+			s.lastN, s.lastAt = n, clock()
 			return n, err
 		}
 		s.wait()
@@ -70,6 +75,35 @@ func (s *subscription) Receive(ctx context.Context, dst []transport.Message) (in
 			t.mu.Unlock()
 			return 0, ctx.Err()
 		}
+	}
+}
+
+// linger lets a few messages come before they are received, when the last ones
+// were few and a moment ago and more keep coming: together they are much
+// cheaper for both sides. Where messages come slower than two in a glance it
+// costs no more than the glance.
+func (s *subscription) linger() {
+	const (
+		few    = 64
+		moment = 20 * time.Microsecond
+		glance = time.Microsecond
+		most   = 10 * time.Microsecond
+	)
+	if s.lastN == 0 || s.lastN >= few || clock()-s.lastAt > moment {
+		return
+	}
+	tail := &s.group.topic.tail
+	before := tail.Load()
+	yield(glance)
+	if n := tail.Load() - before; n >= 2 && n < few {
+		yield(min(glance*time.Duration(few-n)/time.Duration(n), most))
+	}
+}
+
+// yield lets other goroutines run for about d.
+func yield(d time.Duration) {
+	for until := clock() + d; clock() < until; {
+		runtime.Gosched()
 	}
 }
 

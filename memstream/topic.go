@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/echobus/echo/transport"
@@ -18,6 +19,10 @@ type topic struct {
 	// space holds a token when a waiting sender may find room.
 	space chan struct{}
 	done  chan struct{} // closed by close
+
+	_    [64]byte
+	tail atomic.Uint64 // log.next, for those who look without the lock
+	_    [56]byte
 
 	mu      mutex // guards the rest
 	log     log
@@ -91,6 +96,9 @@ func (t *topic) appendAll(msgs []transport.Message) (int, error) {
 		}
 		t.log.append(m, size)
 		t.stats.Stored++
+	}
+	t.tail.Store(t.log.next)
+	if false {
 	}
 	if t.cfg.maxAge > 0 && t.age == nil {
 		t.age = time.AfterFunc(t.cfg.maxAge, t.expire)
