@@ -16,6 +16,9 @@ import (
 //	    │          ├────────────────► gone       settled by hand, or given back
 //	    │          └─► losing ──────► lost       the lease ended in the handler
 //	    ├─────────────────────► gone, lost       released, or the lease ended
+//
+// Settling by hand goes through settling, during which nobody else touches the
+// message or uses the fetch again.
 type fetch struct {
 	c     *consumer
 	msgs  []transport.Message // what was received, in buf
@@ -39,6 +42,7 @@ const (
 	buffered uint32 = iota
 	running         // in the hands of a handler or the caller
 	handled         // to be acknowledged
+	settling        // being settled or extended by hand
 	losing          // its lane's context is being cancelled
 	lost            // its lease ended before it was settled
 	gone            // settled or given back
@@ -125,85 +129,80 @@ func (f *fetch) finished(rs []transport.Receipt) (_ []transport.Receipt, reusabl
 // delivery is a message's handle to its fetch. The zero delivery belongs to a
 // message that never arrived.
 type delivery struct {
-	f       *fetch
-	i       uint32
-	gen     uint32
-	receipt transport.Receipt
+	f   *fetch
+	i   uint32
+	gen uint32
 }
 
 // delivery returns the handle of message i.
-func (f *fetch) delivery(i int) delivery {
-	return delivery{f, uint32(i), f.gen, f.msgs[i].Receipt()}
-}
+func (f *fetch) delivery(i int) delivery { return delivery{f, uint32(i), f.gen} }
 
 var errNotReceived = errors.New("message was not received from a consumer")
 
-// claim moves the delivery from running to gone. ok is false when that is not
-// this caller's to do; err says then whether it matters.
-func (d delivery) claim() (ok bool, err error) {
+// claim moves the delivery from running to settling. ok is false when that is
+// not this caller's to do; err says then whether it matters.
+func (d delivery) claim() (r transport.Receipt, ok bool, err error) {
 	if d.f == nil {
-		return false, errNotReceived
+		return r, false, errNotReceived
 	}
 	slot := &d.f.slots[d.i]
-	if slot.state.CompareAndSwap(d.gen|running, d.gen|gone) {
-		return true, nil
+	if slot.state.CompareAndSwap(d.gen|running, d.gen|settling) {
+		return d.f.buf[d.i].Receipt(), true, nil
 	}
 	switch slot.state.Load() {
 	case d.gen | losing, d.gen | lost:
-		return false, ErrLeaseLost
+		return r, false, ErrLeaseLost
 	}
-	return false, nil
+	return r, false, nil
 }
 
-// settled notes the outcome of a settlement by hand: undone when the transport
-// could not be asked, so that it can be tried again.
+// settled ends what claim began: err is the outcome. When the transport could
+// not be asked the message is still to be settled.
 func (d delivery) settled(err error) error {
-	slot := &d.f.slots[d.i]
+	state := running
 	switch {
 	case err == nil:
+		state = gone
 	case errors.Is(err, ErrLeaseLost):
-		slot.state.Store(d.gen | lost)
-	default:
-		slot.state.Store(d.gen | running)
-		return err
+		state = lost
 	}
-	if d.f.byHand {
+	if state != running && d.f.byHand {
 		d.f.c.inHand.Add(-1)
 	}
+	d.f.slots[d.i].state.Store(d.gen | state)
 	return err
 }
 
 func (d delivery) ack(ctx context.Context) error {
-	ok, err := d.claim()
+	r, ok, err := d.claim()
 	if !ok {
 		return err
 	}
-	return d.settled(d.f.c.acker.Ack(ctx, []transport.Receipt{d.receipt}))
+	return d.settled(d.f.c.acker.Ack(ctx, []transport.Receipt{r}))
 }
 
 func (d delivery) nack(ctx context.Context, delay time.Duration) error {
-	ok, err := d.claim()
+	r, ok, err := d.claim()
 	if !ok {
 		return err
 	}
-	return d.settled(d.f.c.nacker.Nack(ctx, []transport.Receipt{d.receipt}, delay))
+	return d.settled(d.f.c.nacker.Nack(ctx, []transport.Receipt{r}, delay))
 }
 
 func (d delivery) extend(ctx context.Context, by time.Duration) error {
-	if d.f == nil {
-		return errNotReceived
+	r, ok, err := d.claim()
+	if !ok {
+		return err
 	}
-	switch d.f.slots[d.i].state.Load() {
-	case d.gen | running:
-	case d.gen | losing, d.gen | lost:
-		return ErrLeaseLost
-	default:
-		return nil
+	err = errors.ErrUnsupported
+	if d.f.c.extender != nil {
+		err = d.f.c.extender.Extend(ctx, []transport.Receipt{r}, by)
 	}
-	if d.f.c.extender == nil {
-		return errors.ErrUnsupported
+	if errors.Is(err, ErrLeaseLost) {
+		return d.settled(err)
 	}
-	return d.f.c.extender.Extend(ctx, []transport.Receipt{d.receipt}, by)
+	d.f.slots[d.i].state.Store(d.gen | running)
+	return err
 }
 
 // ackAll settles by hand the deliveries that are not settled yet, all of one consumer.
@@ -212,9 +211,9 @@ func ackAll(ctx context.Context, ds []delivery) error {
 	var mine []delivery
 	var late error
 	for _, d := range ds {
-		ok, err := d.claim()
+		r, ok, err := d.claim()
 		if ok {
-			rs, mine = append(rs, d.receipt), append(mine, d)
+			rs, mine = append(rs, r), append(mine, d)
 		} else if err != nil {
 			late = err
 		}

@@ -55,7 +55,8 @@ func (c *Consumer[M]) Run(ctx context.Context, h Handler[M]) error {
 		if err != nil {
 			return c.core.report(ctx, err)
 		}
-		return h(ctx, c.message(f, i, v, version))
+		raw := &f.msgs[i]
+		return h(ctx, Message[M]{*v, raw.ID, c.core.topic, raw.Key, raw.Time, ownHeader(raw.Header), version, raw.Attempt, f.delivery(i)})
 	}))
 }
 

@@ -296,10 +296,13 @@ func (l *lane) conclude() {
 	if l.err == nil && l.f.move(l.i, running, handled) {
 		return
 	}
-	l.err = nil
-	for l.f.state(l.i) == losing {
-		runtime.Gosched() // the keeper is cancelling our context
+	for s := l.f.state(l.i); s == losing || s == settling; s = l.f.state(l.i) {
+		runtime.Gosched() // the keeper is cancelling our context, or a goroutine the handler left settles
 	}
+	if l.err == nil {
+		l.f.move(l.i, running, handled)
+	}
+	l.err = nil
 	if l.ctx.Err() != nil && l.r.handler.Err() == nil {
 		l.renew()
 	}
