@@ -23,7 +23,6 @@ type decoded[M any] struct {
 	value   *M
 	version int
 	err     error
-	done    bool // false when decoding panicked
 }
 
 // A fetch smaller than this is not worth a helper.
@@ -46,14 +45,12 @@ func (a *ahead[M]) begin(f *fetch) {
 
 // run decodes from the back until it meets the handler's side.
 func (a *ahead[M]) run() {
-	defer func() { recover() }() // the handler's side will decode, and panic, again
 	for i := len(a.f.msgs) - 1; i >= 0; i-- {
 		d := &a.values[i]
 		if d.claimed.Swap(true) {
 			return
 		}
 		d.value, d.version, d.err = a.decode(&a.f.msgs[i])
-		d.done = true
 	}
 }
 
@@ -67,8 +64,5 @@ func (a *ahead[M]) value(f *fetch, i int) (*M, int, error) {
 		return a.decode(&f.msgs[i])
 	}
 	a.helper.Wait() // it has just met us, if it is still at work
-	if !d.done {
-		return a.decode(&f.msgs[i])
-	}
 	return d.value, d.version, d.err
 }

@@ -82,8 +82,8 @@ func (e *DecodeError) Error() string {
 // Unwrap returns the reason.
 func (e *DecodeError) Unwrap() error { return e.Err }
 
-// PanicError is the error of a handler that panicked, or ended its goroutine
-// with runtime.Goexit, as testing.T.FailNow does.
+// PanicError is the error of a handler or codec that panicked, or of a handler
+// that ended its goroutine with runtime.Goexit, as testing.T.FailNow does.
 type PanicError struct {
 	Value any // what was given to panic; nil for Goexit
 	Stack []byte
@@ -91,9 +91,9 @@ type PanicError struct {
 
 func (e *PanicError) Error() string {
 	if e.Value == nil {
-		return fmt.Sprintf("handler called runtime.Goexit\n%s", e.Stack)
+		return fmt.Sprintf("runtime.Goexit was called\n%s", e.Stack)
 	}
-	return fmt.Sprintf("handler panicked: %v\n%s", e.Value, e.Stack)
+	return fmt.Sprintf("panic: %v\n%s", e.Value, e.Stack)
 }
 
 // Unwrap returns the panic's value if it is an error.

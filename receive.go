@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"runtime/debug"
 	"time"
 
 	"github.com/echobus/echo/transport"
@@ -78,10 +79,20 @@ func (c *Consumer[M]) value(raw *transport.Message) (v *M, version int, err erro
 		return nil, 0, c.undecodable(raw, err)
 	}
 	v = new(M)
-	if err := codec.Decode(raw.Data, v); err != nil {
+	if err := decode(codec, raw.Data, v); err != nil {
 		return nil, 0, c.undecodable(raw, err)
 	}
 	return v, version, nil
+}
+
+// decode calls a codec, whose panic on a message is an error about the message.
+func decode(codec Codec, data []byte, v any) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = &PanicError{Value: p, Stack: debug.Stack()}
+		}
+	}()
+	return codec.Decode(data, v)
 }
 
 func (c *Consumer[M]) undecodable(raw *transport.Message, err error) error {
