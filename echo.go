@@ -55,7 +55,7 @@ func New(opts ...BusOption) *Bus {
 	if c, ok := transport.As[transport.ValueCarrier](b.transport); ok {
 		b.values = c.CarriesValues()
 	}
-	if c, ok := transport.As[transport.Immediate](b.transport); ok {
+	if c, ok := b.transport.(transport.Immediate); ok {
 		b.immediate = c.SendsImmediately()
 	}
 	b.err = errors.Join(b.cfg.errs...)

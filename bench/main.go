@@ -3,8 +3,8 @@
 //	go run . -suite memory -quick
 //
 // Every case runs ours and the peer's by turns, several rounds of each, and
-// prints the ratio of the medians: how many times less time a message takes
-// with ours. A message counts when its handler has returned and it is
+// prints the median of the rounds' ratios: how many times less time a message
+// takes with ours. A message counts when its handler has returned and it is
 // acknowledged, on both sides.
 package main
 
@@ -13,38 +13,73 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
+	"time"
 )
 
 func main() {
-	suite := flag.String("suite", "memory", "which comparison to run: memory")
-	quick := flag.Bool("quick", false, "fewer rounds, done within 50 s")
-	page := flag.String("o", "", "write the table and a chart (.svg beside it) into this Markdown page")
+	var o options
+	flag.StringVar(&o.suite, "suite", "memory", "the `name` of the comparison; there is: memory")
+	flag.BoolVar(&o.quick, "quick", false, "fewer and shorter rounds, done within 50 s in place of 6 min,\nand no tuned peers")
+	flag.StringVar(&o.page, "o", "", "write the results to this Markdown `file` too, with a chart\nbeside it, such as ../docs/performance.md")
+	flag.Usage = usage
 	flag.Parse()
-	if err := run(os.Stdout, *suite, *quick, *page); err != nil {
+	o.command = strings.Join(append([]string{"go", "run", "."}, os.Args[1:]...), " ")
+	if err := run(os.Stdout, o, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(w io.Writer, suite string, quick bool, page string) error {
-	plan := plan{rounds: 15, round: 500e6, pace: 5e9}
-	if quick {
-		plan.rounds, plan.round, plan.pace = 11, 120e6, 1.5e9
+func usage() {
+	fmt.Fprint(flag.CommandLine.Output(), `Bench compares echo with its peers, side by side in one run.
+
+	go run . [flags]
+
+It prints its progress, tables of the results, and for each case a line
+
+	RATIO <case> <x>
+
+which says that a message takes x times less time with echo than with the peer.
+
+`)
+	flag.PrintDefaults()
+}
+
+type options struct {
+	suite   string
+	quick   bool
+	page    string
+	command string // what was run, for the page
+}
+
+func run(w io.Writer, o options, rest []string) error {
+	if len(rest) > 0 {
+		return fmt.Errorf("arguments %q: there are only flags", rest)
 	}
-	var r *report
-	var err error
-	switch suite {
-	case "memory":
-		r, err = memory(w, plan)
-	default:
-		return fmt.Errorf("no suite %q; there is: memory", suite)
+	if o.suite != "memory" {
+		return fmt.Errorf("no suite %q; there is: memory", o.suite)
 	}
-	if err != nil {
+	if o.page != "" { // learn now, not in minutes, that it cannot be written
+		if err := os.MkdirAll(filepath.Dir(o.page), 0o777); err != nil {
+			return err
+		}
+	}
+	r := &report{suite: o.suite, command: o.command, plan: newPlan(o.quick), machine: thisMachine()}
+	if err := memory(w, r); err != nil {
 		return err
 	}
 	r.print(w)
-	if page != "" {
-		return r.write(page)
+	if o.page == "" {
+		return nil
 	}
-	return nil
+	return r.write(o.page)
+}
+
+func newPlan(quick bool) plan {
+	if quick {
+		return plan{rounds: 11, round: 120 * time.Millisecond, pace: 1500 * time.Millisecond}
+	}
+	return plan{rounds: 15, round: 500 * time.Millisecond, pace: 5 * time.Second, tuned: true}
 }

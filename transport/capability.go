@@ -49,7 +49,8 @@ type Retainer interface {
 }
 
 // Immediate is a [Transport] whose Send is a matter of nanoseconds, so that
-// joining several publishers into one Send gains nothing.
+// joining several publishers into one Send gains nothing. It is asked itself,
+// not through Unwrap, as a wrapper may take its time.
 type Immediate interface {
 	SendsImmediately() bool
 }
@@ -98,3 +99,8 @@ type keepOpen struct{ Transport }
 
 func (keepOpen) Close() error        { return nil }
 func (k keepOpen) Unwrap() Transport { return k.Transport }
+
+func (k keepOpen) SendsImmediately() bool {
+	i, ok := k.Transport.(Immediate)
+	return ok && i.SendsImmediately()
+}

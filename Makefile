@@ -1,0 +1,76 @@
+# The habits of this project in one place. They need Go, make and git;
+# scripts/setup adds what the race detector needs.
+
+MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# How long each fuzz target runs.
+FUZZTIME ?= 60s
+# The database of known vulnerabilities, or a mirror of it.
+VULNDB ?= https://vuln.go.dev
+
+.PHONY: help setup test lint lint-go lint-modules lint-vulnerabilities bench bench-quick fuzz cover guarantees
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Install what the tests need beyond Go
+	scripts/setup
+
+test: setup ## Run all tests with the race detector, in random order
+	CGO_ENABLED=1 go test -race -shuffle=on ./...
+	cd bench && CGO_ENABLED=1 go test -race -shuffle=on ./...
+
+lint: lint-go lint-modules lint-vulnerabilities ## Check format, vet, staticcheck, go fix, modules and known vulnerabilities
+
+lint-go:
+	@echo gofmt -l .
+	@files=$$(gofmt -l .); [[ -z $$files ]] || { printf 'not formatted, run gofmt -w on:\n%s\n' "$$files"; exit 1; }
+	go vet ./...
+	cd bench && go vet ./...
+	go tool -modfile=tools/go.mod staticcheck ./...
+	cd bench && go tool -modfile=../tools/go.mod staticcheck ./...
+	go fix -diff ./...
+	cd bench && go fix -diff ./...
+
+lint-modules:
+	@for module in . bench tools; do \
+		echo "cd $$module && go mod verify && go mod tidy -diff"; \
+		(cd "$$module" && go mod verify && go mod tidy -diff) || exit; \
+	done
+
+# Of the library alone: nobody who imports it gets what bench and tools require.
+# Not being able to ask the database is no finding, and said on one line.
+lint-vulnerabilities:
+	@echo 'go tool -modfile=tools/go.mod govulncheck ./...'
+	@out=$$(go tool -modfile=tools/go.mod govulncheck -db=$(VULNDB) ./... 2>&1) && status=0 || status=$$?; \
+	if [[ $$status == 1 && $$out == *'govulncheck: fetching vulnerabilities:'* ]]; then \
+		echo 'govulncheck SKIPPED: its database $(VULNDB) cannot be reached from here'; \
+	else \
+		printf '%s\n' "$$out"; exit $$status; \
+	fi
+
+bench: ## Compare with the peers and write docs/performance.md (minutes; leave the machine alone)
+	cd bench && go run . -suite memory -o ../docs/performance.md
+
+bench-quick: ## The same comparison in under a minute, printed only
+	cd bench && go run . -suite memory -quick
+
+# go test fuzzes one target of one package at a time.
+fuzz: ## Run every fuzz target for FUZZTIME (60s) each
+	@{ grep -rEo --include='*_test.go' --exclude-dir=bench --exclude-dir=tools '^func Fuzz\w+' . || echo 'no fuzz targets' >&2; } | \
+	while IFS=: read -r file target; do \
+		set -- go test -run='^$$' -fuzz="^$${target#func }$$" -fuzztime=$(FUZZTIME) "$${file%/*}"; \
+		echo "$$@"; "$$@" </dev/null; \
+	done
+
+cover: ## Measure which code of all packages the tests reach
+	go test -coverpkg=./... -coverprofile=coverage.out ./...
+	@go tool cover -func=coverage.out | tail -n 1
+	@echo 'see it: go tool cover -html=coverage.out'
+
+guarantees: ## Run the conformance suite and write docs/guarantees.md from its results
+	go run ./internal/guarantees -o docs/guarantees.md

@@ -1,0 +1,386 @@
+package main
+
+import (
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestContendersCarryEverything(t *testing.T) {
+	contenders := append([]contender{echoJSON, echoValue, echoGroup, watermillGoChannel, goCloudMem, bufferedChannel}, watermillTuned...)
+	for _, c := range contenders {
+		for _, subs := range []int{1, 8} {
+			t.Run(fmt.Sprintf("%s to %d", c.name, subs), func(t *testing.T) {
+				t.Parallel()
+				testCarries(t, c, subs, 1000)
+			})
+		}
+	}
+}
+
+// testCarries publishes n orders and expects each to be handled once by every
+// subscriber, or by one of them if they share.
+func testCarries(t *testing.T, c contender, subs, n int) {
+	counts := make([][]int, subs)
+	handlers := make([]handler, subs)
+	for i := range handlers {
+		counts[i] = make([]int, n)
+		handlers[i] = func(o order) {
+			counts[i][o.Quantity]++
+			o.Quantity = sample.Quantity
+			if o != sample {
+				t.Errorf("subscriber %d was given %+v, want %+v", i, o, sample)
+			}
+		}
+	}
+	s, err := c.open(handlers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		o := sample
+		o.Quantity = i
+		if err := s.publish(o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	due := int64(n * subs)
+	if c.shared {
+		due = int64(n)
+	}
+	if err := await(s, due); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.total(); got != due {
+		t.Errorf("%d messages handled, want %d", got, due)
+	}
+	for seq := range n {
+		sum := 0
+		for i := range subs {
+			sum += counts[i][seq]
+			if !c.shared && counts[i][seq] != 1 {
+				t.Fatalf("subscriber %d handled order %d %d times", i, seq, counts[i][seq])
+			}
+		}
+		if c.shared && sum != 1 {
+			t.Fatalf("order %d was handled %d times", seq, sum)
+		}
+	}
+}
+
+func TestMeasure(t *testing.T) {
+	t.Parallel()
+	c := comparison{name: "a/case", subscribers: 4, ours: echoGroup, peer: bufferedChannel}
+	r, err := c.measure(plan{rounds: 3, round: 5 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.oursNS <= 0 || r.peerNS <= 0 || r.spread[0] > r.ratio || r.ratio > r.spread[1] {
+		t.Errorf("measured %+v", r)
+	}
+}
+
+// slowSession handles one message each time somebody looks.
+type slowSession struct {
+	published, handled, most int64
+}
+
+func (s *slowSession) publish(order) error {
+	s.published++
+	s.most = max(s.most, s.published-s.handled)
+	return nil
+}
+
+func (s *slowSession) total() int64 {
+	s.handled = min(s.handled+1, s.published)
+	return s.handled
+}
+
+func (s *slowSession) close() error { return nil }
+
+func TestCarryKeepsWindow(t *testing.T) {
+	t.Parallel()
+	for _, window := range []int{0, 32, 100} {
+		s := new(slowSession)
+		if err := (contender{window: window}).carry(s, 1, 500); err != nil {
+			t.Fatal(err)
+		}
+		want := int64(window)
+		if window == 0 {
+			want = 500
+		}
+		if s.most > want || s.most < want-glance || s.handled != 500 {
+			t.Errorf("window %d: %d unhandled at most, %d of 500 handled", window, s.most, s.handled)
+		}
+	}
+}
+
+func TestPaced(t *testing.T) {
+	t.Parallel()
+	const n, gap = 200, 100 * time.Microsecond
+	begin := time.Now()
+	times, err := paced(watermillGoChannel, gap, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took < (n-1)*gap {
+		t.Errorf("%d messages, one every %v, were published within %v", n, gap, took)
+	}
+	if len(times) != n-n/10 {
+		t.Errorf("%d latencies of %d messages, want all but the first tenth", len(times), n)
+	}
+	for i, d := range times {
+		if d <= 0 {
+			t.Fatalf("latency %d is %v", i, d)
+		}
+	}
+}
+
+// A message that is late because its predecessor blocked the publisher counts
+// from when it was due.
+func TestPacedCountsLateness(t *testing.T) {
+	t.Parallel()
+	const n, gap, block = 20, time.Millisecond, 30 * time.Millisecond
+	c := contender{open: func(hs []handler) (session, error) { return &blockingSession{handle: hs[0], block: block}, nil }}
+	times, err := paced(c, gap, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Publishing message 10 took 30 ms, in which the nine after it fell due.
+	if last := times[len(times)-1]; last < block-9*gap {
+		t.Errorf("the last message, published %v late, has a latency of %v", block-9*gap, last)
+	}
+}
+
+// blockingSession handles at once, but the eleventh publish blocks.
+type blockingSession struct {
+	handle handler
+	block  time.Duration
+	n      int64
+}
+
+func (s *blockingSession) publish(o order) error {
+	s.handle(o)
+	if s.n++; s.n == 11 {
+		time.Sleep(s.block)
+	}
+	return nil
+}
+
+func (s *blockingSession) total() int64 { return s.n }
+func (s *blockingSession) close() error { return nil }
+
+func TestLatencies(t *testing.T) {
+	t.Parallel()
+	top := result{comparison: comparison{ours: echoJSON, peer: watermillGoChannel}, oursNS: 20_000, peerNS: 50_000}
+	ls, err := latencies(plan{pace: 100 * time.Millisecond}, top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(ls) != 3 {
+		t.Fatalf("%d rows, want 3", len(ls))
+	}
+	for i, gap := range []time.Duration{200 * time.Microsecond, 500 * time.Microsecond, 500 * time.Microsecond} {
+		if l := ls[i]; l.gap != gap || l.p50 <= 0 || l.p99 < l.p50 || l.messages == 0 {
+			t.Errorf("row %d is %+v, want one at a gap of %v", i, l, gap)
+		}
+	}
+}
+
+func TestMedian(t *testing.T) {
+	for _, c := range []struct {
+		xs   []float64
+		want float64
+	}{
+		{[]float64{7}, 7},
+		{[]float64{3, 1, 2}, 2},
+		{[]float64{4, 1, 3, 2}, 2.5},
+	} {
+		if got := median(c.xs); got != c.want {
+			t.Errorf("median(%v) = %v, want %v", c.xs, got, c.want)
+		}
+	}
+}
+
+func TestPercentile(t *testing.T) {
+	var hundred []time.Duration
+	for i := range 100 {
+		hundred = append(hundred, time.Duration(i+1))
+	}
+	for _, c := range []struct {
+		ts   []time.Duration
+		p    float64
+		want time.Duration
+	}{
+		{nil, 50, 0},
+		{hundred[:1], 99, 1},
+		{hundred[:2], 50, 1},
+		{hundred[:3], 50, 2},
+		{hundred, 0, 1},
+		{hundred, 50, 50},
+		{hundred, 99, 99},
+		{hundred, 100, 100},
+	} {
+		if got := percentile(c.ts, c.p); got != c.want {
+			t.Errorf("percentile %v of %d times = %d, want %d", c.p, len(c.ts), got, c.want)
+		}
+	}
+}
+
+func TestNewResultTakesMedianOfRatios(t *testing.T) {
+	r := newResult(comparison{}, []float64{100, 200, 100}, []float64{300, 400, 1000})
+	if r.oursNS != 100 || r.peerNS != 400 || r.ratio != 3 || r.spread != [2]float64{2, 10} {
+		t.Errorf("result is %+v", r)
+	}
+}
+
+func TestGrouped(t *testing.T) {
+	for x, want := range map[float64]string{0: "0", 7.6: "8", 999: "999", 1000: "1,000", 65536: "65,536", 1234567: "1,234,567"} {
+		if got := grouped(x); got != want {
+			t.Errorf("grouped(%v) = %q, want %q", x, got, want)
+		}
+	}
+}
+
+// testReport is a report with names that would break the chart if they were
+// not escaped.
+func testReport() *report {
+	r := &report{suite: "memory", command: "go run . -suite memory", plan: newPlan(false), machine: thisMachine()}
+	for i, c := range memoryCases {
+		r.results = append(r.results, newResult(c, []float64{float64(200 + i)}, []float64{float64(1000 * (i + 1))}))
+	}
+	r.results[1].what = `<a> & "b" ]]>`
+	for _, c := range tunedCases() {
+		r.tuned = append(r.tuned, newResult(c, []float64{500}, []float64{4000}))
+	}
+	r.latencies = []latency{{who: "echo, JSON", load: "a tenth", gap: time.Millisecond, messages: 10, p50: 1500, p99: 20_000}}
+	return r
+}
+
+func TestPrintHasRatioLines(t *testing.T) {
+	var out strings.Builder
+	progress(&out, 1, 7, "memory/json/1x1/watermill")
+	r := testReport()
+	r.print(&out)
+	line := regexp.MustCompile(`^RATIO (memory/[a-z0-9/]+) (\d+\.\d\d)$`)
+	var cases []string
+	for l := range strings.Lines(out.String()) {
+		l = strings.TrimSuffix(l, "\n")
+		if !strings.HasPrefix(l, "RATIO") {
+			continue
+		}
+		m := line.FindStringSubmatch(l)
+		if m == nil {
+			t.Fatalf("line %q is not RATIO <case> <x>", l)
+		}
+		if want := fmt.Sprintf("%.2f", r.results[len(cases)].ratio); m[2] != want {
+			t.Errorf("%s has ratio %s, want %s", m[1], m[2], want)
+		}
+		cases = append(cases, m[1])
+	}
+	want := []string{
+		"memory/json/1x1/watermill", "memory/json/1x8/watermill", "memory/value/1x1/watermill",
+		"memory/value/1x8/watermill", "memory/json/1x1/gocloud", "memory/value/group4/channel",
+	}
+	if fmt.Sprint(cases) != fmt.Sprint(want) {
+		t.Errorf("RATIO lines for %v, want %v", cases, want)
+	}
+}
+
+func TestChartIsWellFormed(t *testing.T) {
+	small := &report{results: []result{newResult(memoryCases[0], []float64{0.5}, []float64{0.5})}}
+	for _, r := range []*report{testReport(), small, {}} {
+		testWellFormed(t, r.chart())
+	}
+}
+
+func testWellFormed(t *testing.T, svg []byte) {
+	t.Helper()
+	d := xml.NewDecoder(strings.NewReader(string(svg)))
+	for {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, svg)
+		}
+		e, ok := token.(xml.StartElement)
+		if !ok {
+			continue
+		}
+		for _, a := range e.Attr {
+			if strings.Contains(a.Value, "NaN") || strings.Contains(a.Value, "Inf") || a.Name.Local == "width" && strings.HasPrefix(a.Value, "-") {
+				t.Errorf("%s has %s=%q", e.Name.Local, a.Name.Local, a.Value)
+			}
+		}
+	}
+}
+
+func TestChartBarsHaveRoom(t *testing.T) {
+	for _, ns := range []float64{1, 10, 99, 100, 100_000} {
+		c := chart{groups: []group{{bars: [2]bar{{"ours", ns}, {"peer", ns * 37}}}}}
+		s := c.scale()
+		if x := s.x(ns); x <= plotLeft+1 {
+			t.Errorf("the bar of %v ns ends at %v, its begin", ns, x)
+		}
+		if x := s.x(ns * 37); x > plotRight {
+			t.Errorf("the bar of %v ns ends at %v, right of %v", ns*37, x, plotRight)
+		}
+	}
+}
+
+func TestWrite(t *testing.T) {
+	page := filepath.Join(t.TempDir(), "performance.md")
+	r := testReport()
+	if err := r.write(page); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"# Performance\n",
+		"cd bench && go run . -suite memory\n",
+		"](performance-memory.svg)",
+		"| memory/json/1x1/gocloud | ",
+		"at least\n  64,000 messages",
+		"15 rounds of about 500 ms",
+		"OutputChannelBuffer 1024",
+		"| echo, JSON | a tenth | 1,000 | 1.5 | 20.0 | 10 |",
+		"| Go | go1.",
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("the page lacks %q:\n%s", want, text)
+		}
+	}
+	if strings.Contains(string(text), "%!") {
+		t.Errorf("the page has a formatting mistake:\n%s", text)
+	}
+	svg, err := os.ReadFile(filepath.Join(filepath.Dir(page), "performance-memory.svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	testWellFormed(t, svg)
+}
+
+func TestRunRefuses(t *testing.T) {
+	err := run(io.Discard, options{suite: "mermory"}, nil)
+	if err == nil || !strings.Contains(err.Error(), `"mermory"`) || !strings.Contains(err.Error(), "memory") {
+		t.Errorf("an unknown suite has the error %v", err)
+	}
+	if err := run(io.Discard, options{suite: "memory"}, []string{"quick"}); err == nil {
+		t.Error("an argument that is no flag has no error")
+	}
+}

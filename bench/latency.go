@@ -1,0 +1,117 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"time"
+)
+
+// latency is how long messages were under way at a steady rate: from just
+// before Publish to the handler's entry.
+type latency struct {
+	who      string
+	load     string // the rate in words
+	gap      time.Duration
+	messages int
+	p50, p99 time.Duration
+}
+
+// Latencies are measured in so many turns, so that a noisy moment of the
+// machine hits everybody.
+const turns = 5
+
+// latencies measures both contenders of a result at a tenth of their own top
+// rates, and ours at a tenth of the peer's too, which is the same load for both.
+func latencies(p plan, top result) ([]latency, error) {
+	tenth := func(ns float64) time.Duration { return time.Duration(10 * ns) }
+	runs := []struct {
+		contender
+		latency
+	}{
+		{top.ours, latency{load: "a tenth of its top rate", gap: tenth(top.oursNS)}},
+		{top.ours, latency{load: "a tenth of the peer's", gap: tenth(top.peerNS)}},
+		{top.peer, latency{load: "a tenth of its top rate", gap: tenth(top.peerNS)}},
+	}
+	times := make([][]time.Duration, len(runs))
+	for range turns {
+		for i, r := range runs {
+			ts, err := paced(r.contender, r.gap, int(p.pace/turns/r.gap))
+			if err != nil {
+				return nil, fmt.Errorf("latency of %s: %w", r.name, err)
+			}
+			times[i] = append(times[i], ts...)
+		}
+	}
+	var ls []latency
+	for i, r := range runs {
+		slices.Sort(times[i])
+		l := r.latency
+		l.who, l.messages = r.name, len(times[i])
+		l.p50, l.p99 = percentile(times[i], 50), percentile(times[i], 99)
+		ls = append(ls, l)
+	}
+	return ls, nil
+}
+
+// paced publishes n messages, one every gap, to one subscriber and returns how
+// long each was under way, but for the first tenth.
+//
+// The load is an open loop: message i is due at begin + i·gap whatever became
+// of those before, and its latency counts from then. A publisher that is late,
+// because Publish blocked or the subscriber has the processor, would otherwise
+// leave the time it was late out of the account (coordinated omission). One
+// that is on time publishes the moment the message is due.
+//
+// The sequence number travels in Quantity.
+func paced(c contender, gap time.Duration, n int) ([]time.Duration, error) {
+	times := make([]time.Duration, n)
+	var begin time.Time
+	s, err := c.open([]handler{func(o order) {
+		times[o.Quantity] = time.Since(begin) - time.Duration(o.Quantity)*gap
+	}})
+	if err != nil {
+		return nil, err
+	}
+	runtime.GC()
+	o := sample
+	begin = time.Now()
+	for i := range n {
+		o.Quantity = i
+		pause(begin.Add(time.Duration(i) * gap))
+		if err := s.publish(o); err != nil {
+			return nil, err
+		}
+	}
+	if err := await(s, int64(n)); err != nil {
+		return nil, err
+	}
+	return times[n/10:], s.close()
+}
+
+// pause waits until due. It sleeps through all but the last milliseconds of a
+// long gap, since time.Sleep may be one late, and lets others run in a short one.
+func pause(due time.Time) {
+	const late = 2 * time.Millisecond
+	for {
+		switch left := time.Until(due); {
+		case left <= 0:
+			return
+		case left > 2*late:
+			time.Sleep(left - late)
+		default:
+			runtime.Gosched()
+		}
+	}
+}
+
+// percentile returns the smallest of the sorted times that p percent of them
+// do not exceed.
+func percentile(sorted []time.Duration, p float64) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	rank := int(math.Ceil(p / 100 * float64(len(sorted))))
+	return sorted[max(rank, 1)-1]
+}
