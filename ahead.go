@@ -30,8 +30,6 @@ const minAhead = 16
 
 // begin starts decoding a fetch, when there is a processor to do it.
 func (a *ahead[M]) begin(f *fetch) {
-	a.helper.Wait()
-	a.f = nil
 	if len(f.msgs) < minAhead || f.msgs[0].Value != nil || runtime.GOMAXPROCS(0) == 1 {
 		return
 	}
@@ -41,6 +39,12 @@ func (a *ahead[M]) begin(f *fetch) {
 	clear(a.values[:len(f.msgs)])
 	a.f = f
 	a.helper.Go(a.run)
+}
+
+// end waits until nobody looks at the fetch any more.
+func (a *ahead[M]) end() {
+	a.helper.Wait()
+	a.f = nil
 }
 
 // run decodes from the back until it meets the handler's side.

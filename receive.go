@@ -50,8 +50,7 @@ func (c *Consumer[M]) Run(ctx context.Context, h Handler[M]) error {
 	}
 	h = wrapped(wrapped(h, c.core.cfg.middleware), c.core.bus.cfg.middleware)
 	values := ahead[M]{decode: c.value}
-	defer values.helper.Wait()
-	return c.fail("run", c.core.run(ctx, values.begin, func(ctx context.Context, f *fetch, i int) error {
+	return c.fail("run", c.core.run(ctx, values.begin, values.end, func(ctx context.Context, f *fetch, i int) error {
 		v, version, err := values.value(f, i)
 		if err != nil {
 			return c.core.report(ctx, err)

@@ -23,7 +23,8 @@ import (
 type run struct {
 	*use
 	handle func(ctx context.Context, f *fetch, i int) error
-	begun  func(*fetch) // told of each fetch that one lane handles
+	begun  func(*fetch) // called before one lane handles all of a fetch
+	ended  func()       // called after it
 	lanes  sync.WaitGroup
 	err    error // why receiving ended; the receiver's
 
@@ -54,13 +55,13 @@ type lane struct {
 
 // run calls handle for each message until ctx ends, the consumer is stopped,
 // or receiving fails for good, which is the error it returns. When one lane
-// handles all of a fetch, begun is called before.
-func (c *consumer) run(ctx context.Context, begun func(*fetch), handle func(context.Context, *fetch, int) error) error {
+// handles all of a fetch, begun is called before and ended after it.
+func (c *consumer) run(ctx context.Context, begun func(*fetch), ended func(), handle func(context.Context, *fetch, int) error) error {
 	u, err := c.begin(ctx, true)
 	if err != nil {
 		return err
 	}
-	r := &run{use: u, handle: handle, begun: begun}
+	r := &run{use: u, handle: handle, begun: begun, ended: ended}
 	context.AfterFunc(u.receive, func() {
 		u.limit()
 		c.release()
@@ -138,6 +139,7 @@ func (l *lane) receiving() {
 		for l.i++; l.i < len(l.f.msgs); l.i++ {
 			l.do()
 		}
+		l.r.ended()
 		l.r.c.adapt(l.f)
 		l.rs = l.r.c.retire(l.f, l.rs)
 		f, err := l.r.next()

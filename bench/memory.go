@@ -71,9 +71,11 @@ func memory(w io.Writer, r *report) error {
 		}
 		r.results = append(r.results, res)
 	}
+	fewer := r.plan
+	fewer.rounds /= 2
 	for i, c := range tuned {
 		progress(w, len(memoryCases)+i+1, steps, c.what)
-		res, err := c.measure(r.plan)
+		res, err := c.measure(fewer)
 		if err != nil {
 			return err
 		}

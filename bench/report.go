@@ -220,9 +220,9 @@ peer; smallest and largest are those of single rounds.
   read it. It has no acknowledgements, no redelivery and no encoding: it is the
   most that there is to win.
 - There are %d rounds of about %d ms of each side, by turns in one process, each
-  with a new bus, a warm-up and a garbage collection before (%d rounds where Go
-  Cloud takes part). The ratio is the median of the rounds' ratios, so a moment
-  in which the machine was busy with other things hardly shows.
+  with a new bus, a warm-up and a garbage collection before (%d rounds with Go
+  Cloud and with tuned peers). The ratio is the median of the rounds' ratios, so
+  a moment in which the machine was busy with other things hardly shows.
 
 `
 

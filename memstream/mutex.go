@@ -13,7 +13,7 @@ func (m *mutex) Lock() {
 		if m.TryLock() {
 			return
 		}
-		for i := 0; i < 16; i++ {
+		for range 16 {
 			pause()
 		}
 	}
