@@ -81,12 +81,30 @@ func testCarries(t *testing.T, c contender, subs, n int) {
 func TestMeasure(t *testing.T) {
 	t.Parallel()
 	c := comparison{name: "a/case", subscribers: 4, ours: echoGroup, peer: bufferedChannel}
-	r, err := c.measure(plan{rounds: 3, round: 5 * time.Millisecond})
+	r, err := c.measure(5, 5*time.Millisecond, time.Now().Add(time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.oursNS <= 0 || r.peerNS <= 0 || r.spread[0] > r.ratio || r.ratio > r.spread[1] {
+	if r.rounds != 5 || r.oursNS <= 0 || r.peerNS <= 0 || r.spread[0] > r.ratio || r.ratio > r.spread[1] {
 		t.Errorf("measured %+v", r)
+	}
+}
+
+func TestMeasureKeepsToItsTime(t *testing.T) {
+	t.Parallel()
+	c := comparison{subscribers: 1, ours: bufferedChannel, peer: bufferedChannel}
+	r, err := c.measure(50, time.Millisecond, time.Now())
+	if err != nil || r.rounds != fewest {
+		t.Errorf("%d rounds after the time was up, want %d; error %v", r.rounds, fewest, err)
+	}
+}
+
+func TestStepsShareTime(t *testing.T) {
+	begin := time.Now()
+	s := steps{w: io.Discard, n: 4, begin: begin, budget: 40 * time.Second}
+	s.next("one")
+	if left := s.next("two").Sub(begin); left != 20*time.Second {
+		t.Errorf("the second of four steps ends after %v of 40 s", left)
 	}
 }
 
@@ -269,7 +287,7 @@ func testReport() *report {
 
 func TestPrintHasRatioLines(t *testing.T) {
 	var out strings.Builder
-	progress(&out, 1, 7, "memory/json/1x1/watermill")
+	(&steps{w: &out, n: 7}).next("memory/json/1x1/watermill")
 	r := testReport()
 	r.print(&out)
 	line := regexp.MustCompile(`^RATIO (memory/[a-z0-9/]+) (\d+\.\d\d)$`)
@@ -356,7 +374,7 @@ func TestWrite(t *testing.T) {
 		"](performance-memory.svg)",
 		"| memory/json/1x1/gocloud | ",
 		"at least\n  64,000 messages",
-		"15 rounds of about 500 ms",
+		"up to 15 rounds of about 500 ms",
 		"OutputChannelBuffer 1024",
 		"| echo, JSON | a tenth | 1,000 | 1.5 | 20.0 | 10 |",
 		"| Go | go1.",

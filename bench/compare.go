@@ -13,8 +13,12 @@ type plan struct {
 	rounds int           // per contender and case
 	round  time.Duration // how long a round shall take
 	pace   time.Duration // how long to measure each latency
+	budget time.Duration // how long all of it shall take at most
 	tuned  bool          // whether to measure tuned peers too
 }
+
+// A case has so many rounds even when the time is up.
+const fewest = 3
 
 // contender is one way to carry messages.
 type contender struct {
@@ -48,28 +52,29 @@ type comparison struct {
 
 type result struct {
 	comparison
-	oursNS, peerNS float64    // medians, per message
+	oursNS, peerNS float64 // medians, per message
+	rounds         int
 	ratio          float64    // median of the rounds' ratios
 	spread         [2]float64 // smallest and largest ratio of a round
 }
 
-// measure runs a comparison: after a warm-up, rounds of both by turns.
-func (c comparison) measure(p plan) (result, error) {
+// measure runs a comparison: after a warm-up, rounds of both by turns, until
+// the time is up.
+func (c comparison) measure(rounds int, round time.Duration, until time.Time) (result, error) {
 	sides := []contender{c.ours, c.peer}
 	counts := make([]int, len(sides))
-	rounds := p.rounds
 	for i, s := range sides {
-		n, err := calibrate(s, c.subscribers, p.round)
+		n, err := calibrate(s, c.subscribers, round)
 		if err != nil {
 			return result{}, fmt.Errorf("%s: %s: %w", c.name, s.name, err)
 		}
 		counts[i] = max(n, s.least)
 		if s.least > 0 { // its rounds are long
-			rounds = max(1, p.rounds/2)
+			rounds /= 2
 		}
 	}
 	times := make([][]float64, len(sides))
-	for range rounds {
+	for r := 0; r < max(rounds, fewest) && (r < fewest || time.Now().Before(until)); r++ {
 		for i, s := range sides {
 			ns, err := timed(s, c.subscribers, counts[i])
 			if err != nil {
@@ -89,6 +94,7 @@ func newResult(c comparison, ours, peer []float64) result {
 	}
 	return result{
 		comparison: c,
+		rounds:     len(ours),
 		oursNS:     median(ours),
 		peerNS:     median(peer),
 		ratio:      median(ratios),
@@ -190,7 +196,18 @@ func median(xs []float64) float64 {
 	return s[len(s)/2]
 }
 
-// progress prints a line that tells what is being measured.
-func progress(w io.Writer, i, n int, what string) {
-	fmt.Fprintf(w, "[%d/%d] %s\n", i, n, what)
+// steps tells what is being measured and shares out the time there is for it.
+type steps struct {
+	w      io.Writer
+	i, n   int
+	begin  time.Time
+	budget time.Duration
+}
+
+// next begins a step and returns when its time is up. What steps before it
+// left over is added.
+func (s *steps) next(what string) (until time.Time) {
+	s.i++
+	fmt.Fprintf(s.w, "[%d/%d] %s\n", s.i, s.n, what)
+	return s.begin.Add(s.budget * time.Duration(s.i) / time.Duration(s.n))
 }

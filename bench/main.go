@@ -21,7 +21,7 @@ import (
 func main() {
 	var o options
 	flag.StringVar(&o.suite, "suite", "memory", "the `name` of the comparison; there is: memory")
-	flag.BoolVar(&o.quick, "quick", false, "fewer and shorter rounds, done within 50 s in place of 6 min,\nand no tuned peers")
+	flag.BoolVar(&o.quick, "quick", false, "fewer and shorter rounds, done within 50 s in place of 5 min,\nand no tuned peers")
 	flag.StringVar(&o.page, "o", "", "write the results to this Markdown `file` too, with a chart\nbeside it, such as ../docs/performance.md")
 	flag.Usage = usage
 	flag.Parse()
@@ -79,7 +79,7 @@ func run(w io.Writer, o options, rest []string) error {
 
 func newPlan(quick bool) plan {
 	if quick {
-		return plan{rounds: 11, round: 120 * time.Millisecond, pace: 1500 * time.Millisecond}
+		return plan{rounds: 11, round: 150 * time.Millisecond, pace: 1500 * time.Millisecond, budget: 40 * time.Second}
 	}
-	return plan{rounds: 15, round: 500 * time.Millisecond, pace: 5 * time.Second, tuned: true}
+	return plan{rounds: 15, round: 500 * time.Millisecond, pace: 5 * time.Second, budget: 5 * time.Minute, tuned: true}
 }

@@ -52,7 +52,7 @@ func (r result) who() string { return r.ours.name + " / " + r.peer.name }
 
 // resultTable has a row for each case, which compared tells about.
 func resultTable(rs []result, compared func(result) string) table {
-	t := table{head: []string{"case", "compared", "ours ns/msg", "peer ns/msg", "ratio", "smallest–largest"}}
+	t := table{head: []string{"case", "compared", "ours ns/msg", "peer ns/msg", "ratio", "smallest–largest", "rounds"}}
 	for _, r := range rs {
 		t.rows = append(t.rows, append([]string{r.name, compared(r)}, figures(r)...))
 	}
@@ -60,7 +60,7 @@ func resultTable(rs []result, compared func(result) string) table {
 }
 
 func tunedTable(rs []result) table {
-	t := table{head: []string{"subscribers", "peer with", "ours ns/msg", "peer ns/msg", "ratio", "smallest–largest"}}
+	t := table{head: []string{"subscribers", "peer with", "ours ns/msg", "peer ns/msg", "ratio", "smallest–largest", "rounds"}}
 	for _, r := range rs {
 		t.rows = append(t.rows, append([]string{strconv.Itoa(r.subscribers), r.peer.name}, figures(r)...))
 	}
@@ -73,6 +73,7 @@ func figures(r result) []string {
 		grouped(r.peerNS),
 		fmt.Sprintf("%.2f", r.ratio),
 		fmt.Sprintf("%.2f–%.2f", r.spread[0], r.spread[1]),
+		strconv.Itoa(r.rounds),
 	}
 }
 
@@ -180,7 +181,7 @@ func (r *report) markdown(w io.Writer, svg string) {
 	fmt.Fprintf(w, "    cd bench && %s\n\n", r.command)
 	r.machine.table().markdown(w)
 	fmt.Fprintf(w, "## In memory\n\n![Time per message of echo and its peers](%s)\n\n", svg)
-	resultTable(r.results, func(x result) string { return x.what + ": " + x.who() }).markdown(w)
+	resultTable(r.results, func(x result) string { return x.what + " (" + x.who() + ")" }).markdown(w)
 	r.method(w)
 	if len(r.tuned) > 0 {
 		fmt.Fprintf(w, "## Tuned peers\n\n%s", tunedText)
@@ -194,7 +195,7 @@ func (r *report) markdown(w io.Writer, svg string) {
 
 // method says how the ratios were measured.
 func (r *report) method(w io.Writer) {
-	fmt.Fprintf(w, methodText, grouped(float64(goCloudMem.least)), r.plan.rounds, r.plan.round.Milliseconds(), r.plan.rounds/2)
+	fmt.Fprintf(w, methodText, grouped(float64(goCloudMem.least)), r.plan.rounds, r.plan.round.Milliseconds())
 }
 
 const methodText = `The ratio says how many times less time a message takes with echo than with the
@@ -219,17 +220,17 @@ peer; smallest and largest are those of single rounds.
 - The Go channel in the last case has room for 1,024 values, and four goroutines
   read it. It has no acknowledgements, no redelivery and no encoding: it is the
   most that there is to win.
-- There are %d rounds of about %d ms of each side, by turns in one process, each
-  with a new bus, a warm-up and a garbage collection before (%d rounds with Go
-  Cloud and with tuned peers). The ratio is the median of the rounds' ratios, so
-  a moment in which the machine was busy with other things hardly shows.
+- There are up to %d rounds of about %d ms of each side, by turns in one process,
+  each with a new bus, a warm-up and a garbage collection before. The ratio is
+  the median of the rounds' ratios, so a moment in which the machine was busy
+  with other things hardly shows.
 
 `
 
 const tunedText = `These rows are for information. They compare echo as it comes, with JSON, with
 Watermill's GoChannel under the options that bear on speed, and with a publisher
 that waits while too much is unhandled: GoChannel has goroutines for every
-message that is, and is fastest when they are few.
+such message, and is fastest when they are few.
 
 `
 
@@ -240,6 +241,7 @@ itself; the second row is echo at the peer's rate.
 The load is an open loop: each message has a time at which it is due, whatever
 became of those before it, and its latency counts from then. So a message that
 was published late because of the system counts with the time it was late. The
-publisher does not sleep in the gaps, which are short; it yields the processor.
+publisher does not sleep in the gaps, which are too short for a timer; it yields
+the processor to other goroutines and threads.
 
 `

@@ -1,0 +1,138 @@
+package examples_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// built returns the folder with all examples, built once.
+var built = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "echo-examples")
+	if err != nil {
+		return "", err
+	}
+	out, err := exec.Command("go", "build", "-race", "-o", dir, "./...").CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, out)
+	}
+	return dir, err
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if dir, err := built(); err == nil {
+		os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+// run runs an example and returns what it printed.
+func run(t *testing.T, stdin, name string, args ...string) (string, error) {
+	t.Helper()
+	dir, err := built()
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, name), args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// lines that each example prints, in any order.
+var prints = map[string][]string{
+	"quickstart": {
+		"billing  got order o-1 for 12.50", "billing  got order o-3 for 99.90",
+		"shipping got order o-2 for 8.00", "screen   got order o-3 for 99.90",
+		"closed: 0 messages abandoned, error <nil>",
+	},
+	"fanin":              {"device-4: 200 readings", "1000 readings in all"},
+	"fanout":             {"published 100, archived 100, shown 100, alarms 20"},
+	"manytomany":         {"the greeters shared 100 worlds and 100 marcos", "the audit saw 100 worlds and 100 marcos"},
+	"workqueue":          {"a worker crashed with 10 jobs in its hands", "200 of 200 jobs done, 11 of them at a second attempt"},
+	"cache-invalidation": {"stale reads before any write: 0", "stale reads after the writes, once the invalidations arrived: 0"},
+	"batch":              {"996 rows stored, 4 tried twice, 4 set aside"},
+}
+
+func TestExamples(t *testing.T) {
+	for name, want := range prints {
+		t.Run(name, func(t *testing.T) {
+			out, err := run(t, "", name)
+			require.NoError(t, err, out)
+			for _, line := range want {
+				assert.Contains(t, out, line+"\n")
+			}
+		})
+	}
+}
+
+func TestEveryExampleIsTested(t *testing.T) {
+	mains, err := filepath.Glob("*/main.go")
+	require.NoError(t, err)
+	for _, path := range mains {
+		name := filepath.Dir(path)
+		assert.True(t, name == "logtail" || prints[name] != nil, "example %s has no test", name)
+	}
+}
+
+func TestQuickstartIsShort(t *testing.T) {
+	data, err := os.ReadFile("quickstart/main.go")
+	require.NoError(t, err)
+	assert.Less(t, strings.Count(string(data), "\n"), 60)
+}
+
+func TestLogtail(t *testing.T) {
+	var dpkg, access strings.Builder
+	for i := range 20_000 {
+		fmt.Fprintf(&dpkg, "2026-01-02 03:04:05 status %s pkg%d:amd64 1.0\n", []string{"installed", "unpacked"}[i%2], i)
+		fmt.Fprintf(&access, "127.0.0.1 - - [10/Oct/2026:13:55:36 -0700] \"GET /%d HTTP/1.1\" %d 2326\r\n", i, 200+i%4*100)
+	}
+	for name, c := range map[string]struct {
+		log  string
+		want []string
+	}{
+		"dpkg's log":            {dpkg.String(), []string{"   10000 status installed", "   10000 status unpacked"}},
+		"a web server's log":    {access.String(), []string{"    5000 GET 2xx", "    5000 GET 5xx"}},
+		"an empty log":          {"", nil},
+		"no newline at the end": {"a\nb", []string{"the last line has no newline"}},
+		"a line of 3 MiB":       {strings.Repeat("x", 3<<20) + "\nshort\n", []string{"1 lines were longer"}},
+		"not UTF-8":             {"\xff\xfe\n\n\x00\n", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			newlines := strings.Count(c.log, "\n")
+			all := newlines
+			if c.log != "" && !strings.HasSuffix(c.log, "\n") {
+				all++
+			}
+			path := filepath.Join(t.TempDir(), "log")
+			require.NoError(t, os.WriteFile(path, []byte(c.log), 0o600))
+			for _, run := range []func() (string, error){
+				func() (string, error) { return run(t, "", "logtail", path) },
+				func() (string, error) { return run(t, c.log, "logtail", "-workers", "1") },
+			} {
+				out, err := run()
+				require.NoError(t, err, out)
+				assert.Contains(t, out, fmt.Sprintf("lines published %d, parsed and seen %d, wc -l %d\n", all, all, newlines))
+				for _, want := range c.want {
+					assert.Contains(t, out, want)
+				}
+				assert.NotContains(t, out, "\x1b", "escape sequences where there is no terminal")
+			}
+		})
+	}
+	for path, want := range map[string]string{"/no/such/log": "no such file", t.TempDir(): "is a directory"} {
+		out, err := run(t, "", "logtail", path)
+		assert.Error(t, err)
+		assert.Contains(t, out, want)
+	}
+}
