@@ -3,8 +3,10 @@ package echo
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"mime"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -152,13 +154,20 @@ type decoders struct {
 }
 
 func newDecoders(b *Bus, topic topicConfig, codec Codec) decoders {
-	d := decoders{own: typeOf(codec, topic.version), ownCodec: codec, ownVersion: topic.version, byType: make(map[string]Codec)}
-	for _, list := range [][]Codec{{JSON, Bytes, Text}, b.cfg.also, {b.cfg.codec}, topic.also, {codec}} {
-		for _, c := range list {
-			d.byType[c.ContentType()] = c
-		}
+	d := decoders{own: typeOf(codec, topic.version), ownCodec: codec, ownVersion: topic.version, byType: b.decoders}
+	if topic.codec != nil {
+		d.byType = maps.Clone(d.byType)
+		addCodecs(d.byType, append([]Codec{codec}, topic.also...))
 	}
 	return d
+}
+
+func addCodecs(byType map[string]Codec, list []Codec) {
+	for _, c := range slices.Backward(list) { // the first one wins
+		if c != nil {
+			byType[c.ContentType()] = c
+		}
+	}
 }
 
 // typeOf is the media type of messages: the codec's, and the schema version as

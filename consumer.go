@@ -29,11 +29,11 @@ type consumer struct {
 	extender transport.Extender // nil: messages have no lease
 	lease    time.Duration      // 0: messages have no lease
 
-	using    atomic.Bool   // Run, Messages or Batches is under way
-	stopping atomic.Bool   // nothing more is received
-	stopped  chan struct{} // closed by stop
-	window   int           // messages to fetch at once; the receiver's
-	inHand   atomic.Int32  // unsettled messages that a loop has yielded
+	using     atomic.Bool  // Run, Messages or Batches is under way
+	stopping  atomic.Bool  // nothing more is received
+	unlimited atomic.Bool  // the drain timeout does not apply
+	window    int          // messages to fetch at once; the receiver's
+	inHand    atomic.Int32 // unsettled messages that a loop has yielded
 
 	draining                               atomic.Bool // counting for the account
 	completed, acked, givenBack, abandoned atomic.Int64
@@ -57,7 +57,8 @@ type use struct {
 	handler context.Context // ends when handlers shall give up
 	cancel  context.CancelCauseFunc
 	drain   *time.Timer
-	done    chan struct{}
+	done    chan struct{} // closed at the end, if somebody waits for it
+	over    bool
 }
 
 const (
@@ -72,7 +73,7 @@ var start = time.Now()
 func clock() time.Duration { return time.Since(start) }
 
 func newConsumer(ctx context.Context, b *Bus, topic string, cfg *subscribeConfig) (*consumer, error) {
-	c := &consumer{bus: b, topic: topic, cfg: cfg, window: 1, stopped: make(chan struct{})}
+	c := &consumer{bus: b, topic: topic, cfg: cfg, window: 1}
 	if err := b.add(c); err != nil {
 		return nil, err
 	}
@@ -108,9 +109,8 @@ func (c *consumer) begin(ctx context.Context, handles bool) (*use, error) {
 	if !c.using.CompareAndSwap(false, true) {
 		return nil, errors.New("the consumer is in use by another Run, Messages or Batches")
 	}
-	u := &use{c: c, handles: handles, done: make(chan struct{})}
+	u := &use{c: c, handles: handles}
 	u.receive, u.halt = context.WithCancel(ctx)
-	u.handler, u.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	c.mu.Lock()
 	c.use = u
 	stopping := c.stopping.Load() // by a stop that did not see u
@@ -119,6 +119,18 @@ func (c *consumer) begin(ctx context.Context, handles bool) (*use, error) {
 		u.halt()
 	}
 	return u, nil
+}
+
+// prepare makes what handlers need. It waits for the first message, so that an
+// idle consumer is small.
+func (u *use) prepare() {
+	u.c.mu.Lock()
+	u.handler, u.cancel = context.WithCancelCause(context.WithoutCancel(u.receive))
+	u.c.mu.Unlock()
+	context.AfterFunc(u.receive, func() {
+		u.limit()
+		u.c.release()
+	})
 }
 
 // end ends a use: what was fetched and not started goes back.
@@ -135,9 +147,12 @@ func (u *use) end() {
 	c.flush()
 	c.mu.Lock()
 	c.active = nil
+	if u.done != nil {
+		close(u.done)
+	}
+	u.over = true
 	c.mu.Unlock()
-	u.cancel(nil)
-	close(u.done)
+	u.giveUp(nil)
 	c.using.Store(false)
 }
 
@@ -156,18 +171,43 @@ func (c *consumer) stop() {
 		u.limit()
 	}
 	c.release()
-	close(c.stopped)
 }
 
 // limit gives the handlers under way the drain timeout to finish.
 func (u *use) limit() {
+	if u.c.unlimited.Load() {
+		return
+	}
 	u.c.mu.Lock()
 	defer u.c.mu.Unlock()
 	if u.drain == nil && u.c.use == u {
 		u.drain = time.AfterFunc(u.c.cfg.drain, func() {
-			u.cancel(fmt.Errorf("not finished %v after the consumer was stopped", u.c.cfg.drain))
+			u.giveUp(fmt.Errorf("not finished %v after the consumer was stopped", u.c.cfg.drain))
 		})
 	}
+}
+
+// giveUp cancels the handlers' contexts.
+func (u *use) giveUp(cause error) {
+	u.c.mu.Lock()
+	cancel := u.cancel
+	u.c.mu.Unlock()
+	if cancel != nil {
+		cancel(cause)
+	}
+}
+
+// finished returns a channel that is closed when the use is over.
+func (u *use) finished() <-chan struct{} {
+	u.c.mu.Lock()
+	defer u.c.mu.Unlock()
+	if u.done == nil {
+		u.done = make(chan struct{})
+		if u.over {
+			close(u.done)
+		}
+	}
+	return u.done
 }
 
 // finish waits until the stopped consumer's use is over or ctx ends; then it
@@ -177,14 +217,15 @@ func (c *consumer) finish(ctx context.Context) (running int) {
 	u := c.use
 	c.mu.Unlock()
 	if u != nil {
+		done := u.finished()
 		select {
-		case <-u.done:
+		case <-done:
 		case <-ctx.Done():
 			select {
-			case <-u.done:
+			case <-done:
 			default:
 				running = max(1, c.running())
-				u.cancel(ErrClosed)
+				u.giveUp(ErrClosed)
 			}
 		}
 	}

@@ -18,8 +18,9 @@ type Bus struct {
 	cfg       busConfig
 	err       error // what is wrong with the options
 	transport transport.Transport
-	values    bool // the transport carries values by reference
-	immediate bool // its Send gains nothing from group commit
+	values    bool             // the transport carries values by reference
+	immediate bool             // its Send gains nothing from group commit
+	decoders  map[string]Codec // by content type
 
 	// settling is the context of settlements: no caller's, it lasts until the
 	// bus is closed or gives up.
@@ -58,6 +59,9 @@ func New(opts ...BusOption) *Bus {
 	if c, ok := b.transport.(transport.Immediate); ok {
 		b.immediate = c.SendsImmediately()
 	}
+	b.decoders = make(map[string]Codec)
+	addCodecs(b.decoders, []Codec{JSON, Bytes, Text})
+	addCodecs(b.decoders, append([]Codec{b.cfg.codec}, b.cfg.also...))
 	b.err = errors.Join(b.cfg.errs...)
 	b.settling, b.giveUp = context.WithCancelCause(context.Background())
 	return b
@@ -95,6 +99,7 @@ func (b *Bus) close(ctx context.Context) (Account, error) {
 	}
 	b.mu.Unlock()
 	for _, c := range consumers {
+		c.unlimited.Store(true) // ctx is the limit
 		c.stop()
 	}
 	var acc Account

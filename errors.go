@@ -76,7 +76,7 @@ type DecodeError struct {
 }
 
 func (e *DecodeError) Error() string {
-	return fmt.Sprintf("echo: decode message %s of %s (%d bytes): %v", e.ID, e.Topic, len(e.Data), e.Err)
+	return fmt.Sprintf("echo: decode message %.80q of %s (%d bytes): %v", e.ID, e.Topic, len(e.Data), e.Err)
 }
 
 // Unwrap returns the reason.

@@ -185,6 +185,9 @@ type loop[M any] struct {
 
 func (c *Consumer[M]) loop(ctx context.Context, verb string, max int, wait time.Duration, yield func(Batch[M], error) bool) {
 	u, err := c.core.begin(ctx, false)
+	if errors.Is(err, ErrClosed) {
+		return // as if it had been closed a moment later
+	}
 	if err != nil {
 		yield(nil, c.fail(verb, err))
 		return

@@ -58,15 +58,17 @@ type lane struct {
 // handles all of a fetch, begun is called before and ended after it.
 func (c *consumer) run(ctx context.Context, begun func(*fetch), ended func(), handle func(context.Context, *fetch, int) error) error {
 	u, err := c.begin(ctx, true)
+	if errors.Is(err, ErrClosed) {
+		return nil // as if it had been closed a moment later
+	}
 	if err != nil {
 		return err
 	}
 	r := &run{use: u, handle: handle, begun: begun, ended: ended}
-	context.AfterFunc(u.receive, func() {
-		u.limit()
-		c.release()
-	})
 	f, err := r.next()
+	if err == nil {
+		u.prepare()
+	}
 	switch {
 	case err != nil:
 		r.err = err
@@ -94,7 +96,7 @@ func (r *run) next() (*fetch, error) {
 		if !ok {
 			return f, err
 		}
-		if err := r.c.report(r.handler, e); err != nil {
+		if err := r.c.report(context.WithoutCancel(r.receive), e); err != nil {
 			return nil, err
 		}
 	}

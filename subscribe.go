@@ -200,8 +200,9 @@ func WithBackoff(min, max time.Duration) SubscribeOption {
 	})
 }
 
-// WithDrainTimeout sets how long handlers may go on after Run was told to
-// stop, before their contexts are cancelled; the default is 30 s.
+// WithDrainTimeout sets how long handlers may go on after Run's context ended
+// or the consumer was closed, before their contexts are cancelled; the default
+// is 30 s. During [Bus.Close] its context is the limit instead.
 func WithDrainTimeout(d time.Duration) SubscribeOption {
 	return subscribeOption(func(c *subscribeConfig) {
 		if c.drain = d; d < 0 {

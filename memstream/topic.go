@@ -16,27 +16,23 @@ type topic struct {
 	name string
 	cfg  *config
 
-	// space holds a token when a waiting sender may find room.
-	space chan struct{}
-	done  chan struct{} // closed by close
-
-	_    [64]byte
 	tail atomic.Uint64 // log.next, for those who look without the lock
-	_    [56]byte
+	_    [56]byte      // who look often, so it has a cache line to itself
 
 	mu      mutex // guards the rest
 	log     log
 	named   map[string]*group
-	groups  []*group // all, named or not
-	senders int      // waiting for room
-	idle    int      // subscriptions waiting in Receive, over all groups
+	groups  []*group      // all, named or not
+	senders int           // waiting for room
+	space   chan struct{} // made for the first sender that waits; holds a token when one may find room
+	idle    int           // subscriptions waiting in Receive, over all groups
 	age     *time.Timer
 	closed  bool
 	stats   Stats
 }
 
 func newTopic(name string, cfg *config) *topic {
-	t := &topic{name: name, cfg: cfg, space: make(chan struct{}, 1), done: make(chan struct{})}
+	t := &topic{name: name, cfg: cfg}
 	t.log.first, t.log.next = 1, 1 // so that the zero Position is before every message
 	return t
 }
@@ -145,20 +141,24 @@ func (t *topic) dropOldest() {
 // awaitRoom releases the lock until there may be room.
 func (t *topic) awaitRoom(ctx context.Context) error {
 	t.senders++
+	if t.space == nil {
+		t.space = make(chan struct{}, 1)
+	}
+	space := t.space
 	t.mu.Unlock()
 	again := time.NewTimer(young) // what is young now will not be for long
 	defer again.Stop()
 	var err error
 	select {
-	case <-t.space:
+	case <-space:
 	case <-again.C:
 	case <-ctx.Done():
 		err = context.Cause(ctx)
-	case <-t.done:
-		err = transport.ErrClosed
 	}
 	t.mu.Lock()
-	t.senders--
+	if t.senders--; t.closed {
+		err = transport.ErrClosed
+	}
 	if err != nil {
 		t.offerRoom() // the token may have been meant for us
 		return fmt.Errorf("waiting for room in topic %s: %w", t.name, err)
@@ -309,7 +309,7 @@ func (t *topic) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
-	close(t.done)
+	t.offerRoom()
 	if t.age != nil {
 		t.age.Stop()
 	}
