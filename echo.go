@@ -1,3 +1,43 @@
+// Package echo is typed publish/subscribe with swappable transports.
+//
+// A [Topic] is a name and a type. A [Producer] publishes values of that type, a
+// [Consumer] receives them, and a [Bus] joins them over a transport: in memory
+// by default.
+//
+//	var orders = echo.NewTopic[Order]("orders")
+//
+//	bus := echo.New()
+//	defer bus.Close(ctx)
+//
+//	consumer, err := echo.Subscribe(ctx, bus, orders, echo.WithGroup("billing"))
+//	go consumer.Run(ctx, func(ctx context.Context, m echo.Message[Order]) error {
+//		return charge(ctx, m.Value)
+//	})
+//
+//	producer := echo.NewProducer(bus, orders)
+//	err = producer.Publish(ctx, Order{ID: "o-1", Total: 12.5})
+//
+// # Delivery
+//
+// Delivery is at least once. A message is leased to one member of each group
+// and comes again, with a higher Attempt, when its handler fails, its lease ends
+// or its holder goes away; so handlers must bear repetition. Without a group
+// each subscription gets every message, under the same rules.
+//
+// First deliveries come in the order in which messages were stored. Messages
+// with equal keys are handled one after another within a consumer, also with
+// [WithConcurrency] and through retries.
+//
+// # Outcomes
+//
+// Publish returns nil when the transport has the message, an error that wraps
+// [ErrNotPublished] when it surely has not, and one that wraps
+// [ErrPublishUnknown] when that cannot be known.
+//
+// # Shutdown
+//
+// [Bus.Close] stops receiving, lets handlers finish, gives back what was not
+// started and returns the account.
 package echo
 
 import (

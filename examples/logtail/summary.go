@@ -75,11 +75,12 @@ func (s *summary) bar() string {
 		full := int(part * width)
 		progress = fmt.Sprintf("[%s%s] %3.0f%%", strings.Repeat("#", full), strings.Repeat("·", width-full), 100*part)
 	}
-	line := fmt.Sprintf("%s  %d lines  %.0f/s ", progress, s.seen, rate)
+	var line strings.Builder
+	fmt.Fprintf(&line, "%s  %d lines  %.0f/s ", progress, s.seen, rate)
 	for _, k := range s.top(2) {
-		line += fmt.Sprintf(" %s %d", k, s.kinds[k])
+		fmt.Fprintf(&line, " %s %d", k, s.kinds[k])
 	}
-	return line
+	return line.String()
 }
 
 // top returns the n most frequent kinds.
