@@ -49,15 +49,21 @@ func (c *Consumer[M]) Run(ctx context.Context, h Handler[M]) error {
 		return c.fail("run", errors.New("the handler is nil"))
 	}
 	h = wrapped(wrapped(h, c.core.cfg.middleware), c.core.bus.cfg.middleware)
-	values := ahead[M]{decode: c.value}
-	return c.fail("run", c.core.run(ctx, values.begin, values.end, func(ctx context.Context, f *fetch, i int) error {
+	return c.fail("run", c.core.run(ctx, func() handling { return c.handling(h) }))
+}
+
+// handling decodes messages and gives them to h.
+func (c *Consumer[M]) handling(h Handler[M]) handling {
+	values := &ahead[M]{decode: c.value}
+	handle := func(ctx context.Context, f *fetch, i int) error {
 		v, version, err := values.value(f, i)
 		if err != nil {
 			return c.core.report(ctx, err)
 		}
 		raw := &f.msgs[i]
 		return h(ctx, Message[M]{*v, raw.ID, c.core.topic, raw.Key, raw.Time, ownHeader(raw.Header), version, raw.Attempt, f.delivery(i)})
-	}))
+	}
+	return handling{handle, values.begin, values.end}
 }
 
 // value returns what a message carries, which is not the caller's to change,

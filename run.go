@@ -22,11 +22,9 @@ import (
 // lane is free. Goroutines begin with the first message.
 type run struct {
 	*use
-	handle func(ctx context.Context, f *fetch, i int) error
-	begun  func(*fetch) // called before one lane handles all of a fetch
-	ended  func()       // called after it
-	lanes  sync.WaitGroup
-	err    error // why receiving ended; the receiver's
+	handling
+	lanes sync.WaitGroup
+	err   error // why receiving ended; the receiver's
 
 	shared chan item // messages without key
 	busy   atomic.Int32
@@ -53,10 +51,18 @@ type lane struct {
 	called   bool  // err is to be dealt with
 }
 
-// run calls handle for each message until ctx ends, the consumer is stopped,
-// or receiving fails for good, which is the error it returns. When one lane
-// handles all of a fetch, begun is called before and ended after it.
-func (c *consumer) run(ctx context.Context, begun func(*fetch), ended func(), handle func(context.Context, *fetch, int) error) error {
+// handling is what run does with messages.
+type handling struct {
+	handle func(ctx context.Context, f *fetch, i int) error
+	begun  func(*fetch) // called before one lane handles all of a fetch
+	ended  func()       // called after it
+}
+
+// run calls a handler for each message until ctx ends, the consumer is
+// stopped, or receiving fails for good, which is the error it returns. What it
+// needs for handling is made when the first message has come, so that an idle
+// consumer is small.
+func (c *consumer) run(ctx context.Context, make func() handling) error {
 	u, err := c.begin(ctx, true)
 	if errors.Is(err, ErrClosed) {
 		return nil // as if it had been closed a moment later
@@ -64,23 +70,12 @@ func (c *consumer) run(ctx context.Context, begun func(*fetch), ended func(), ha
 	if err != nil {
 		return err
 	}
-	r := &run{use: u, handle: handle, begun: begun, ended: ended}
-	f, err := r.next()
+	f, err := u.next()
 	if err == nil {
 		u.prepare()
+		err = u.work(f, make())
 	}
-	switch {
-	case err != nil:
-		r.err = err
-	case c.cfg.concurrency == 1:
-		l := r.newLane(nil)
-		l.item = item{f, -1}
-		r.lanes.Go(l.receiving)
-	default:
-		r.dispatch(f)
-	}
-	r.lanes.Wait()
-	if err := r.err; err != nil && !u.closing(err) {
+	if err != nil && !u.closing(err) {
 		u.end()
 		return errors.Join(err, c.close())
 	}
@@ -88,15 +83,29 @@ func (c *consumer) run(ctx context.Context, begun func(*fetch), ended func(), ha
 	return c.close()
 }
 
+// work handles messages, f first, and returns why receiving ended.
+func (u *use) work(f *fetch, h handling) error {
+	r := &run{use: u, handling: h}
+	if u.c.cfg.concurrency == 1 {
+		l := r.newLane(nil)
+		l.item = item{f, -1}
+		r.lanes.Go(l.receiving)
+	} else {
+		r.dispatch(f)
+	}
+	r.lanes.Wait()
+	return r.err
+}
+
 // next fetches messages and deals with losses.
-func (r *run) next() (*fetch, error) {
+func (u *use) next() (*fetch, error) {
 	for {
-		f, err := r.c.receive(r.receive, r.c.cfg.MaxPending)
+		f, err := u.c.receive(u.receive, u.c.cfg.MaxPending)
 		e, ok := errors.AsType[*LostError](err)
 		if !ok {
 			return f, err
 		}
-		if err := r.c.report(context.WithoutCancel(r.receive), e); err != nil {
+		if err := u.c.report(context.WithoutCancel(u.receive), e); err != nil {
 			return nil, err
 		}
 	}

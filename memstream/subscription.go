@@ -9,12 +9,12 @@ import (
 )
 
 // subscription is a member of a group. The topic's lock guards its fields
-// after opts and lease, but for those that belong to the one caller of Receive.
+// after woken, but for those that belong to the one caller of Receive.
 type subscription struct {
-	group *group
-	opts  transport.Options
-	lease time.Duration
-	woken chan struct{} // holds a token when Receive should look again
+	group                *group
+	maxPending, maxBytes int // bounds of what it holds; 0 means none
+	lease                time.Duration
+	woken                chan struct{} // holds a token when Receive should look again
 
 	spans  []span
 	lastN  int           // messages last received
@@ -137,10 +137,10 @@ func (s *subscription) wake() {
 // bytes apart.
 func (s *subscription) room() int {
 	switch {
-	case s.opts.MaxPendingBytes > 0 && s.held > 0 && s.heldBytes >= s.opts.MaxPendingBytes:
+	case s.maxBytes > 0 && s.held > 0 && s.heldBytes >= s.maxBytes:
 		return 0
-	case s.opts.MaxPending > 0:
-		return s.opts.MaxPending - s.held
+	case s.maxPending > 0:
+		return s.maxPending - s.held
 	}
 	return int(^uint(0) >> 1)
 }
@@ -224,7 +224,7 @@ func (s *subscription) takeNew(room int, now time.Duration) (n int) {
 // fits reports whether s may hold so many bytes more. What does not fit is
 // given to a subscription that holds nothing all the same, one by one.
 func (s *subscription) fits(size int) bool {
-	return s.opts.MaxPendingBytes == 0 || s.heldBytes+size <= s.opts.MaxPendingBytes
+	return s.maxBytes == 0 || s.heldBytes+size <= s.maxBytes
 }
 
 // hold notes that s was given messages.

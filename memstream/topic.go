@@ -234,7 +234,7 @@ func (t *topic) subscribe(opts transport.Options) (*subscription, error) {
 	if lease == 0 {
 		lease = t.cfg.lease
 	}
-	s := &subscription{group: g, opts: opts, lease: lease, woken: make(chan struct{}, 1)}
+	s := &subscription{group: g, maxPending: opts.MaxPending, maxBytes: opts.MaxPendingBytes, lease: lease, woken: make(chan struct{}, 1)}
 	return s, nil
 }
 
