@@ -25,7 +25,6 @@ type consumer struct {
 	sub      transport.Subscription
 	acker    transport.Acker
 	nacker   transport.Nacker
-	releaser transport.Releaser // nil: a nack without delay
 	extender transport.Extender // nil: messages have no lease
 	lease    time.Duration      // 0: messages have no lease
 
@@ -42,22 +41,22 @@ type consumer struct {
 	active []*fetch   // with messages that the keeper looks after
 	spare  []*fetch
 	keeper *time.Timer
-	armed  bool
 	pace   time.Duration // until the keeper's next turn
 	use    *use          // the Run, Messages or Batches under way
+	armed  bool          // the keeper will have a turn
 	closed bool
 }
 
 // use is one Run, or one loop over Messages or Batches.
 type use struct {
 	c       *consumer
-	handles bool            // Run: what runs is kept and settled by its result
 	receive context.Context // ends when receiving shall stop
 	halt    context.CancelFunc
 	handler context.Context // ends when handlers shall give up
 	cancel  context.CancelCauseFunc
 	drain   *time.Timer
 	done    chan struct{} // closed at the end, if somebody waits for it
+	handles bool          // Run: what runs is kept and settled by its result
 	over    bool
 }
 
@@ -91,7 +90,6 @@ func newConsumer(ctx context.Context, b *Bus, topic string, cfg *subscribeConfig
 		c.close()
 		return nil, fmt.Errorf("the transport cannot acknowledge and give back messages: %w", errors.ErrUnsupported)
 	}
-	c.releaser, _ = transport.As[transport.Releaser](sub)
 	if c.extender, ok = transport.As[transport.Extender](sub); ok {
 		c.lease = c.extender.Lease()
 	} else if cfg.Lease > 0 {
@@ -417,8 +415,8 @@ func (c *consumer) release() {
 		return
 	}
 	var err error
-	if c.releaser != nil {
-		err = c.releaser.Release(c.bus.settling, rs)
+	if r, ok := transport.As[transport.Releaser](c.sub); ok {
+		err = r.Release(c.bus.settling, rs)
 	} else {
 		err = c.nacker.Nack(c.bus.settling, rs, 0)
 	}

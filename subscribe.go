@@ -64,7 +64,7 @@ type subscribeConfig struct {
 	onError     func(context.Context, error) error
 	middleware  []func(Handler[any]) Handler[any]
 	prefetchSet bool
-	errs        []error
+	err         error
 }
 
 const (
@@ -89,13 +89,11 @@ func newSubscribeConfig(opts []SubscribeOption) (*subscribeConfig, error) {
 	if cfg.concurrency > cfg.MaxPending {
 		cfg.fail(fmt.Errorf("WithConcurrency(%d) needs more messages than WithPrefetch(%d) allows", cfg.concurrency, cfg.MaxPending))
 	}
-	return cfg, errors.Join(cfg.errs...)
+	return cfg, cfg.err
 }
 
 func (c *subscribeConfig) fail(err error) {
-	if err != nil {
-		c.errs = append(c.errs, err)
-	}
+	c.err = errors.Join(c.err, err)
 }
 
 type subscribeOption func(*subscribeConfig)

@@ -15,20 +15,21 @@ import (
 type topic struct {
 	name string
 	cfg  *config
-
 	tail atomic.Uint64 // log.next, for those who look without the lock
-	_    [56]byte      // who look often, so it has a cache line to itself
 
-	mu      mutex // guards the rest
+	// What is guarded by mu and seldom used keeps it on another cache line
+	// than tail, at which they look often.
+	named  map[string]*group
+	groups []*group // all, named or not
+	stats  Stats
+
+	mu      mutex // guards the rest, too
 	log     log
-	named   map[string]*group
-	groups  []*group      // all, named or not
 	senders int           // waiting for room
 	space   chan struct{} // made for the first sender that waits; holds a token when one may find room
 	idle    int           // subscriptions waiting in Receive, over all groups
 	age     *time.Timer
 	closed  bool
-	stats   Stats
 }
 
 func newTopic(name string, cfg *config) *topic {
