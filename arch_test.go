@@ -26,6 +26,7 @@ var mayImport = map[string][]string{
 	"transport":               {},
 	"transport/transporttest": {"transport"}, // no testify: other people import it
 	"memstream":               {"transport"}, // a driver does not know echo
+	"redisstream":             {"transport", "github.com/redis/go-redis/v9", "github.com/redis/go-redis/v9/maintnotifications"},
 	"codec/msgpack":           {".", "github.com/vmihailenco/msgpack/v5"},
 
 	// Built on echo; they know neither each other nor a driver.
@@ -35,9 +36,9 @@ var mayImport = map[string][]string{
 	"channel":  {".", "transport"},
 
 	// Programs, not libraries.
-	"examples/": {"…"},
+	"examples/": {"…", "github.com/redis/go-redis/v9"},
 	"cmd/":      {"…"},
-	"internal/": {"…"},
+	"internal/": {"…", "github.com/redis/go-redis/v9"},
 }
 
 // notInLibraries lists packages that change or expose the whole process.
@@ -48,6 +49,10 @@ var notInLibraries = []string{"unsafe", "os/exec", "net/http/pprof", "expvar"}
 var mayRequire = []string{
 	"github.com/vmihailenco/msgpack/v5",
 	"github.com/vmihailenco/tagparser/v2",
+	"github.com/redis/go-redis/v9",
+	"github.com/cespare/xxhash/v2", // go-redis'
+	"go.uber.org/atomic",           // go-redis'
+	"golang.org/x/sys",             // go-redis'
 
 	// In tests only, as mayImport sees to.
 	"github.com/stretchr/testify",

@@ -1,0 +1,156 @@
+package redisstream
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Retention is seen to so often, and consumers that died are removed after so long.
+const (
+	trimEvery = 2 * time.Second
+	deadAfter = 24 * time.Hour
+)
+
+// retain sees to it that a topic's stream is kept within its bounds.
+func (t *Transport) retain(topic string) {
+	if len(t.cfg.keep) == 0 {
+		return
+	}
+	if _, ok := t.retention(topic); !ok {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.topics[topic] = true
+	if !t.keeper && !t.ended {
+		t.keeper = true
+		t.work.Go(t.trimAll)
+	}
+}
+
+func (t *Transport) retention(topic string) (Retention, bool) {
+	r, ok := t.cfg.keep[topic]
+	if !ok {
+		r, ok = t.cfg.keep[""]
+	}
+	return r, ok && r != Retention{}
+}
+
+// trimAll trims all topics from time to time until the transport is closed.
+func (t *Transport) trimAll() {
+	tick := time.NewTicker(trimEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-t.ctx.Done():
+			return
+		}
+		t.mu.Lock()
+		var topics []string
+		for topic := range t.topics {
+			topics = append(topics, topic)
+		}
+		t.mu.Unlock()
+		for _, topic := range topics {
+			if err := t.Trim(t.ctx, topic); err != nil && t.ctx.Err() == nil {
+				t.failed(err)
+				t.cfg.logger.Warn("redisstream: trimming failed", "topic", topic, "error", err)
+			}
+		}
+	}
+}
+
+// Trim removes what a topic's retention does not keep, now. Without a
+// retention it does nothing. It is called from time to time by itself.
+func (t *Transport) Trim(ctx context.Context, topic string) error {
+	if err := t.usable(); err != nil {
+		return err
+	}
+	r, ok := t.retention(topic)
+	if !ok {
+		return nil
+	}
+	age, most := "", ""
+	key := t.key(topic)
+	ctx, cancel := context.WithTimeout(ctx, settleMost)
+	defer cancel()
+	if r.MaxAge > 0 {
+		now, err := t.serverTime(ctx, key)
+		if err != nil {
+			return describe("TIME", key, err)
+		}
+		age = strconv.FormatInt(max(0, now.Add(-r.MaxAge).UnixMilli()), 10) + "-0"
+	}
+	if r.MaxLen > 0 {
+		most = strconv.FormatInt(r.MaxLen, 10)
+	}
+	var reply sink
+	err := t.run(ctx, trimScript, []string{key, t.sideKey(topic, "lost")}, &reply, age, most, flag(r.Acknowledged), flag(r.Unacknowledged))
+	if err != nil {
+		return describe("trimming", key, err)
+	}
+	c := cursor{reply}
+	if _, err := c.array(); err != nil {
+		return err
+	}
+	n, err := c.integer()
+	if err != nil {
+		return err
+	}
+	t.count.trimmed.Add(uint64(max(n, 0)))
+	return nil
+}
+
+func flag(b bool) string {
+	if b {
+		return "1"
+	}
+	return "0"
+}
+
+// serverTime is the time of the server that has key.
+func (t *Transport) serverTime(ctx context.Context, key string) (time.Time, error) {
+	n, err := node(ctx, t.clients.cmd, key)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return n.Time(ctx).Result()
+}
+
+// sweep removes a group's consumers that died long ago and hold nothing.
+func (t *Transport) sweep(key, group string) {
+	ctx, cancel := context.WithTimeout(t.ctx, settleMost)
+	defer cancel()
+	if err := t.run(ctx, sweepScript, []string{key}, nil, group, deadAfter.Milliseconds()); err != nil && t.ctx.Err() == nil {
+		t.failed(err)
+	}
+}
+
+// look tells the logger, once, if the server may lose data. A server that does
+// not let its configuration be seen is not asked twice.
+func (t *Transport) look(ctx context.Context) {
+	if t.looked.Swap(true) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	info, err := t.clients.cmd.Info(ctx, "memory", "persistence").Result()
+	if err != nil {
+		return
+	}
+	have := map[string]string{}
+	for line := range strings.Lines(info) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			have[name] = value
+		}
+	}
+	if p := have["maxmemory_policy"]; p != "" && p != "noeviction" {
+		t.cfg.logger.Warn("redisstream: the server may evict streams with all their messages and groups; set maxmemory-policy to noeviction", "policy", p)
+	}
+	if have["aof_enabled"] == "0" {
+		t.cfg.logger.Warn("redisstream: the server has no append-only file: a restart loses what came since its last snapshot, if it makes any", "appendonly", "no")
+	}
+}

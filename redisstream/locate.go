@@ -1,0 +1,101 @@
+package redisstream
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/echobus/echo/transport"
+)
+
+// skew is how far the clock of a publisher may be ahead of the server's for
+// [transport.AtTime] to find its messages.
+const skew = 10 * time.Minute
+
+// locate returns the place after which a subscription begins. To find a
+// message by its ID it reads the stream from its end; to find one by its time
+// it reads on from the first entry added at that time, or a little earlier.
+func (t *Transport) locate(ctx context.Context, key string, start transport.Start) (p transport.Position, err error) {
+	switch start.From {
+	case transport.AfterPosition:
+		return start.Position, nil
+	case transport.AfterID:
+		p, ok, err := t.scan(ctx, "XREVRANGE", key, "+", func(m *transport.Message) bool { return m.ID == start.ID })
+		if err == nil && !ok {
+			err = fmt.Errorf("redisstream: message %q in %s: %w", start.ID, key, transport.ErrNotFound)
+		}
+		return p, err
+	case transport.AtTime:
+		from := strconv.FormatInt(max(0, start.Time.Add(-skew).UnixMilli()), 10)
+		p, ok, err := t.scan(ctx, "XRANGE", key, from, func(m *transport.Message) bool { return !m.Time.Before(start.Time) })
+		if err != nil {
+			return p, err
+		}
+		if ok {
+			return before(p), nil
+		}
+		fallthrough
+	case transport.Newest:
+		return t.newest(ctx, key)
+	}
+	return p, nil // Oldest
+}
+
+// newest returns the ID of the last entry that a stream ever had.
+func (t *Transport) newest(ctx context.Context, key string) (p transport.Position, err error) {
+	_, err = t.retrying(ctx, func() error {
+		info, err := t.clients.cmd.XInfoStream(ctx, key).Result()
+		if redis.HasErrorPrefix(err, "no such key") {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		p, err = parseID([]byte(info.LastGeneratedID))
+		return err
+	})
+	if err != nil {
+		return p, describe("XINFO STREAM", key, err)
+	}
+	return p, nil
+}
+
+// scan reads a stream until it finds a message.
+func (t *Transport) scan(ctx context.Context, command, key, from string, found func(*transport.Message) bool) (transport.Position, bool, error) {
+	const batch = 500
+	end := "+"
+	if command == "XREVRANGE" {
+		end = "-"
+	}
+	var last transport.Position
+	for {
+		var reply sink
+		_, err := t.retrying(ctx, func() error {
+			reply = reply[:0]
+			return raw(ctx, t.clients.cmd, &reply, []any{command, key, from, end, "COUNT", batch})
+		})
+		if err != nil {
+			return last, false, describe(command, key, err)
+		}
+		c := cursor{reply}
+		n, err := c.array()
+		if err != nil || n <= 0 {
+			return last, false, err
+		}
+		var e entry
+		var m transport.Message
+		for range n {
+			if err := c.entry(&e); err != nil {
+				return last, false, err
+			}
+			last = e.id
+			if t.cfg.format.message(&e, &m) == nil && found(&m) {
+				return last, true, nil
+			}
+		}
+		from = "(" + last.String()
+	}
+}

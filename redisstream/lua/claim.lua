@@ -1,0 +1,93 @@
+-- Takes over what is due in a group: given back and its delay is over, or held
+-- by a consumer for longer than its lease. A consumer's lease is the number of
+-- milliseconds at the end of its name.
+--
+-- KEYS: the stream, the hash of losses
+-- ARGV: group, consumer, how many, the lease of names without one, the idle
+--       time at which what waits is due, the name's prefix of a predecessor or ""
+-- Returns: milliseconds until more of what waits is due or -1, whether there is
+--          more at once, messages lost, ids, their deliveries so far, entries
+local stream, losses = KEYS[1], KEYS[2]
+local group, me, most = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local lease, horizon, former = ARGV[4], ARGV[5], ARGV[6]
+
+local function parts(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+
+local function before(a, b)
+  local ams, aseq = parts(a)
+  local bms, bseq = parts(b)
+  return ams < bms or ams == bms and aseq < bseq
+end
+
+local due, next = {}, -1
+for _, consumer in ipairs(redis.call('XPENDING', stream, group)[4] or {}) do
+  local name = consumer[1]
+  local idle = string.match(name, '%.(%d+)$') or lease
+  if name == '~waiting' then
+    idle = horizon
+  elseif former ~= '' and name ~= me and string.sub(name, 1, #former) == former then
+    idle = '0'
+  end
+  local rows = redis.call('XPENDING', stream, group, 'IDLE', idle, '-', '+', most + 1, name)
+  for _, row in ipairs(rows) do
+    due[#due + 1] = row
+  end
+  if name == '~waiting' and #rows <= most then
+    for _, row in ipairs(redis.call('XPENDING', stream, group, '-', '+', 1000, name)) do
+      local left = tonumber(horizon) - row[3]
+      if left > 0 and (next < 0 or left < next) then
+        next = left
+      end
+    end
+  end
+end
+table.sort(due, function(a, b) return before(a[1], b[1]) end)
+
+local ids, deliveries, entries, lost = {}, {}, {}, 0
+for i = 1, math.min(most, #due) do
+  ids[i], deliveries[i] = due[i][1], due[i][4]
+end
+if #ids > 0 then
+  entries = redis.call('XCLAIM', stream, group, me, 0, unpack(ids))
+end
+
+-- What was trimmed before the group got it. The group is moved on to the first
+-- entry that is there, so that each loss is found once.
+for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+  local g = {}
+  for i = 1, #info, 2 do
+    g[info[i]] = info[i + 1]
+  end
+  if g['name'] == group and g['lag'] and g['lag'] > 0 then
+    local last = g['last-delivered-id']
+    local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+    local length = redis.call('XLEN', stream)
+    if first == nil or before(last, first[1]) then
+      lost = g['lag'] - length
+      if lost > 0 then
+        local info, s = redis.call('XINFO', 'STREAM', stream), {}
+        for i = 1, #info, 2 do
+          s[info[i]] = info[i + 1]
+        end
+        local to = s['last-generated-id']
+        if first ~= nil then
+          local ms, seq = string.match(first[1], '^(%d+)-(%d+)$')
+          to = seq == '0' and string.format('%.0f-18446744073709551615', tonumber(ms) - 1)
+            or string.format('%s-%.0f', ms, tonumber(seq) - 1)
+        end
+        redis.call('XGROUP', 'SETID', stream, group, to, 'ENTRIESREAD', s['entries-added'] - length)
+      else
+        lost = 0
+      end
+    end
+  end
+end
+local told = redis.call('HGET', losses, group)
+if told then
+  redis.call('HDEL', losses, group)
+  lost = lost + tonumber(told)
+end
+return {next, #due > most and 1 or 0, lost, ids, deliveries, entries}

@@ -1,0 +1,121 @@
+-- Removes entries from the start of a stream as its retention says.
+--
+-- KEYS: the stream, the hash of losses
+-- ARGV: the oldest id by age or "", the most entries or "", whether what all
+--       groups acknowledged goes, whether what some group did not may go ("1")
+-- Returns: how many entries were removed, how many of them some group had yet
+--          to be given, summed over the groups
+local stream, losses = KEYS[1], KEYS[2]
+local age, most, acknowledged, force = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4] == '1'
+
+local function parts(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+local function before(a, b)
+  local ams, aseq = parts(a)
+  local bms, bseq = parts(b)
+  return ams < bms or ams == bms and aseq < bseq
+end
+local function after(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return string.format('%s-%.0f', ms, tonumber(seq) + 1)
+end
+
+local function previous(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  if seq == '0' then
+    return string.format('%.0f-18446744073709551615', tonumber(ms) - 1)
+  end
+  return string.format('%s-%.0f', ms, tonumber(seq) - 1)
+end
+
+if redis.call('EXISTS', stream) == 0 then
+  return {0, 0}
+end
+
+-- What every group is done with lies before the mark.
+local mark
+local groups = {}
+for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+  local g = {}
+  for i = 1, #info, 2 do
+    g[info[i]] = info[i + 1]
+  end
+  groups[#groups + 1] = g
+  local low = after(g['last-delivered-id'])
+  if g['pending'] > 0 then
+    low = redis.call('XPENDING', stream, g['name'])[2]
+  end
+  if not mark or before(low, mark) then
+    mark = low
+  end
+end
+
+local upto -- entries before it go
+local function reach(id)
+  if not force and mark and before(mark, id) then
+    id = mark
+  end
+  if not upto or before(upto, id) then
+    upto = id
+  end
+end
+if acknowledged and mark then
+  reach(mark)
+end
+if age ~= '' then
+  reach(age)
+end
+if most ~= '' then
+  local excess, from, id = redis.call('XLEN', stream) - tonumber(most), '-', nil
+  for _ = 1, 100 do
+    if excess <= 0 then
+      break
+    end
+    local rows = redis.call('XRANGE', stream, from, '+', 'COUNT', math.min(excess, 100))
+    if #rows == 0 then
+      break
+    end
+    excess = excess - #rows
+    id = after(rows[#rows][1])
+    from = id
+    if not force and mark and before(mark, id) then
+      break
+    end
+  end
+  if id then
+    reach(id)
+  end
+end
+if not upto then
+  return {0, 0}
+end
+
+-- What groups lose by it, undelivered, is told to them; what was delivered is
+-- found missing when it is due.
+local lost = 0
+if force then
+  for _, g in ipairs(groups) do
+    local from = after(g['last-delivered-id'])
+    if before(from, upto) then
+      local n = 0
+      while before(from, upto) do
+        local rows = redis.call('XRANGE', stream, from, '(' .. upto, 'COUNT', 100)
+        if #rows == 0 then
+          break
+        end
+        n = n + #rows
+        from = after(rows[#rows][1])
+      end
+      if n > 0 then
+        redis.call('HINCRBY', losses, g['name'], n)
+        lost = lost + n
+        if g['entries-read'] then
+          redis.call('XGROUP', 'SETID', stream, g['name'], previous(upto), 'ENTRIESREAD', g['entries-read'] + n)
+        end
+      end
+    end
+  end
+end
+return {redis.call('XTRIM', stream, 'MINID', '=', upto), lost}

@@ -1,0 +1,93 @@
+package redisstream
+
+import (
+	"context"
+	"crypto/sha1"
+	_ "embed"
+	"fmt"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// The steps that must not be interrupted are scripts, which the server runs
+// one at a time. All their data are keys and arguments.
+var (
+	//go:embed lua/claim.lua
+	claimLua string
+	//go:embed lua/settle.lua
+	settleLua string
+	//go:embed lua/leave.lua
+	leaveLua string
+	//go:embed lua/aside.lua
+	asideLua string
+	//go:embed lua/sweep.lua
+	sweepLua string
+	//go:embed lua/trim.lua
+	trimLua string
+
+	claimScript  = newScript(claimLua)
+	settleScript = newScript(settleLua)
+	leaveScript  = newScript(leaveLua)
+	asideScript  = newScript(asideLua)
+	sweepScript  = newScript(sweepLua)
+	trimScript   = newScript(trimLua)
+)
+
+// script is a script and the name the server knows it by.
+type script struct{ source, hash string }
+
+func newScript(source string) *script {
+	return &script{source, fmt.Sprintf("%x", sha1.Sum([]byte(source)))}
+}
+
+// run runs a script and appends its reply to reply, if not nil.
+func (t *Transport) run(ctx context.Context, s *script, keys []string, reply *sink, args ...any) error {
+	if reply == nil {
+		reply = new(sink)
+	}
+	all := append(make([]any, 0, 3+len(keys)+len(args)), "EVALSHA", s.hash, len(keys))
+	for _, k := range keys {
+		all = append(all, k)
+	}
+	all = append(all, args...)
+	err := raw(ctx, t.clients.cmd, reply, all)
+	if redis.HasErrorPrefix(err, "NOSCRIPT") {
+		all[0], all[1] = "EVAL", s.source
+		err = raw(ctx, t.clients.cmd, reply, all)
+	}
+	return err
+}
+
+// waiting is the consumer of a group that holds what was given back. What it
+// holds is due when idle for the horizon, so a delay is an idle time short of
+// it. Redis lets an entry's idle time be set, and takes any in the past.
+const (
+	waiting   = "~waiting"
+	horizon   = 10 * 365 * 24 * time.Hour
+	horizonMS = "315360000000"
+)
+
+// retrying runs a command that may be repeated, until it succeeds, fails for
+// good, or ctx ends. It reports whether it was sent more than once.
+func (t *Transport) retrying(ctx context.Context, f func() error) (again bool, err error) {
+	var pause backoff
+	for {
+		err := within(ctx, f)
+		fault := faultOf(err)
+		if fault == none {
+			t.answered()
+			return again, err
+		}
+		t.failed(err)
+		if fault == moved {
+			relocate(ctx, t.clients.cmd)
+		} else if fault != refused && fault != ambiguous {
+			return again, err
+		}
+		if ctx.Err() != nil || pause.wait(ctx, t.ctx.Done()) != nil {
+			return again, err
+		}
+		again = true
+	}
+}

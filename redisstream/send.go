@@ -1,0 +1,258 @@
+package redisstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/echobus/echo/transport"
+)
+
+// A pipeline has at most this many messages, and about this many bytes.
+const (
+	pipelineMessages = 1000
+	pipelineBytes    = 1 << 20
+)
+
+// ReplicaError says that messages are stored by the primary and by fewer
+// replicas than [WithReplicas] asks for. It wraps
+// [transport.ErrPublishUnknown].
+type ReplicaError struct{ Want, Got int }
+
+func (e *ReplicaError) Error() string {
+	return fmt.Sprintf("stored by %d of %d replicas", e.Got, e.Want)
+}
+
+func (e *ReplicaError) Unwrap() error { return transport.ErrPublishUnknown }
+
+// Send implements [transport.Sender] with one XADD per message, in pipelines.
+// Its errors are of the two kinds told in the package's documentation.
+func (t *Transport) Send(ctx context.Context, topic string, msgs []transport.Message) (int, error) {
+	n, err := t.send(ctx, topic, msgs)
+	t.count.sent.Add(uint64(n))
+	if err == nil {
+		return n, nil
+	}
+	if rest := uint64(len(msgs) - n); errors.Is(err, transport.ErrNotPublished) {
+		t.count.refused.Add(rest)
+	} else {
+		t.count.unknown.Add(rest)
+		if !errors.Is(err, transport.ErrPublishUnknown) {
+			err = fmt.Errorf("%w: %w", transport.ErrPublishUnknown, err)
+		}
+	}
+	return n, err
+}
+
+func notPublished(err error) error {
+	return fmt.Errorf("%w: %w", transport.ErrNotPublished, err)
+}
+
+func (t *Transport) send(ctx context.Context, topic string, msgs []transport.Message) (n int, err error) {
+	if err := t.usable(); err != nil {
+		return 0, notPublished(err)
+	}
+	if err := transport.CheckName("topic", topic); err != nil {
+		return 0, notPublished(err)
+	}
+	if ctx.Err() != nil {
+		return 0, notPublished(context.Cause(ctx))
+	}
+	t.retain(topic)
+	key := t.key(topic)
+	for n < len(msgs) {
+		end := n
+		for size := 0; end < len(msgs) && end-n < pipelineMessages && (end == n || size+msgs[end].Size() <= pipelineBytes); end++ {
+			size += msgs[end].Size()
+		}
+		k, err := t.sendSome(ctx, key, msgs[n:end])
+		if n += k; err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// sendSome sends the messages of one pipeline until they are stored or that
+// has failed for good.
+func (t *Transport) sendSome(ctx context.Context, key string, msgs []transport.Message) (n int, err error) {
+	until := time.Now().Add(t.cfg.sendFor)
+	resends := t.cfg.resends
+	unsure := false // some of the rest may have been stored by an earlier attempt
+	var pause backoff
+	for {
+		k, fault, err := t.attempt(ctx, key, msgs[n:])
+		if n += k; err == nil {
+			t.answered()
+			return n, nil
+		}
+		if t.ctx.Err() != nil {
+			err = transport.ErrClosed
+		}
+		t.failed(err)
+		if ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
+			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+		err = describe("XADD", key, err)
+		over := t.ctx.Err() != nil || ctx.Err() != nil || time.Now().After(until)
+		switch fault {
+		case ambiguous:
+			unsure = true
+			if over || resends == 0 {
+				return n, err
+			}
+			resends--
+			t.count.resent.Add(uint64(len(msgs) - n))
+		case moved:
+			relocate(ctx, t.clients.cmd)
+			fallthrough
+		case refused:
+			if over {
+				return n, outcome(unsure, err)
+			}
+		default:
+			return n, outcome(unsure, err)
+		}
+		if end := pause.wait(ctx, t.ctx.Done()); end != nil {
+			return n, outcome(unsure, fmt.Errorf("%w; last: %w", end, err))
+		}
+	}
+}
+
+// outcome is the error for messages that the last attempt surely did not store.
+func outcome(unsure bool, err error) error {
+	if unsure {
+		return err
+	}
+	return notPublished(err)
+}
+
+// once is a command that is not sent again when its reply is lost.
+type once struct{ *redis.StringCmd }
+
+func (once) NoRetry() bool { return true }
+
+// attempt sends messages once. It returns how many are stored, counted from
+// the first, and what the error says of the others.
+func (t *Transport) attempt(ctx context.Context, key string, msgs []transport.Message) (int, fault, error) {
+	if !t.ready.Load() {
+		// Nothing is sent before the server answers, so that a failure to
+		// reach it is known for one.
+		if err := within(ctx, func() error { return t.clients.cmd.Ping(ctx).Err() }); err != nil {
+			if faultOf(err) == rejected {
+				return 0, rejected, err
+			}
+			return 0, refused, err
+		}
+		t.answered()
+		t.look(ctx)
+	}
+	cmds, err := t.commands(ctx, key, msgs)
+	if err != nil {
+		return 0, rejected, err
+	}
+	err = within(ctx, func() error { return t.execute(ctx, key, cmds) })
+	if err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+		return 0, ambiguous, err // the commands may still be under way
+	}
+	return t.stored(msgs, cmds)
+}
+
+// commands are the XADDs of msgs, and WAIT after them if replicas are asked
+// for. They keep nothing of the caller's memory, as they may outlive the call.
+func (t *Transport) commands(ctx context.Context, key string, msgs []transport.Message) ([]redis.Cmder, error) {
+	cmds := make([]redis.Cmder, len(msgs), len(msgs)+1)
+	size := 0
+	for i := range msgs {
+		size += len(msgs[i].Data)
+	}
+	data := make([]byte, 0, size)
+	for i := range msgs {
+		m := msgs[i]
+		from := len(data)
+		data = append(data, m.Data...)
+		m.Data = data[from:len(data):len(data)]
+		args, err := t.cfg.format.fields(append(make([]any, 0, 15), "XADD", key, "*"), &m)
+		if err != nil {
+			return nil, fmt.Errorf("message %s: %w", m.ID, err)
+		}
+		cmds[i] = once{redis.NewStringCmd(ctx, args...)}
+	}
+	if t.cfg.replicas > 0 {
+		cmds = append(cmds, redis.NewIntCmd(ctx, "WAIT", t.cfg.replicas, t.cfg.waitFor.Milliseconds()))
+	}
+	return cmds, nil
+}
+
+// execute runs commands as one pipeline. What became of each is noted in it.
+func (t *Transport) execute(ctx context.Context, key string, cmds []redis.Cmder) error {
+	var client redis.UniversalClient = t.clients.cmd
+	if t.cfg.replicas > 0 { // WAIT has no key by which a cluster would find the node
+		n, err := node(ctx, client, key)
+		if err != nil {
+			for _, c := range cmds {
+				c.SetErr(err)
+			}
+			return err
+		}
+		client = n
+	}
+	if len(cmds) == 1 {
+		return client.Process(ctx, cmds[0])
+	}
+	pipe := client.Pipeline()
+	pipe.BatchProcess(ctx, cmds...)
+	_, err := pipe.Exec(ctx)
+	return err
+}
+
+// stored sets the positions of what was stored and says what became of the rest.
+func (t *Transport) stored(msgs []transport.Message, cmds []redis.Cmder) (n int, f fault, err error) {
+	for ; n < len(msgs); n++ {
+		cmd := cmds[n].(once)
+		p, ok := position(cmd)
+		if !ok {
+			err = cmd.Err()
+			break
+		}
+		msgs[n].Position = p
+	}
+	if err == nil && n < len(msgs) {
+		err = fmt.Errorf("%w: %.60q where an entry's ID was expected", errMalformed, cmds[n].(once).Val())
+	}
+	if n < len(msgs) {
+		f = faultOf(err)
+		for _, c := range cmds[n+1 : len(msgs)] { // a later one that was stored, or may have been
+			if _, ok := position(c.(once)); ok || faultOf(c.Err()) == ambiguous {
+				f = ambiguous
+			}
+		}
+		if errors.Is(err, errMalformed) {
+			f = ambiguous
+		}
+		return n, f, err
+	}
+	if t.cfg.replicas == 0 {
+		return n, none, nil
+	}
+	wait := cmds[len(msgs)].(*redis.IntCmd)
+	if got := int(wait.Val()); wait.Err() != nil || got < t.cfg.replicas {
+		t.count.unreplied.Add(uint64(n))
+		err = &ReplicaError{Want: t.cfg.replicas, Got: got}
+		if wait.Err() != nil {
+			err = fmt.Errorf("%w: WAIT: %w", err, wait.Err())
+		}
+		return 0, rejected, err
+	}
+	return n, none, nil
+}
+
+// position returns the ID that an XADD was answered with. A reply may be there
+// although the command has an error, if a later one of its pipeline failed.
+func position(cmd once) (transport.Position, bool) {
+	p, err := parseID([]byte(cmd.Val()))
+	return p, err == nil
+}

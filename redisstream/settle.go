@@ -1,0 +1,242 @@
+package redisstream
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/echobus/echo/transport"
+)
+
+// A settlement is tried for so long at most.
+const settleMost = 5 * time.Second
+
+// bounded is ctx, with an end.
+func (s *member) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, min(settleMost, max(s.lease, time.Second)))
+}
+
+func (s *member) Lease() time.Duration { return s.lease }
+
+func (s *member) Ack(ctx context.Context, rs []transport.Receipt) error {
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	set := s.settle(rs, s.lease, clock())
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	lost, err := s.ack(ctx, set)
+	if err != nil {
+		s.restore(set)
+		s.t.failed(err)
+		return describe("XACK", s.key, err)
+	}
+	s.t.count.acked.Add(uint64(len(set.rs) - len(lost)))
+	s.t.count.stale.Add(uint64(len(lost) + len(set.lost)))
+	return leaseError(append(set.lost, lost...))
+}
+
+// ack acknowledges deliveries that s believes to hold, and returns those it
+// did not.
+func (s *member) ack(ctx context.Context, set settling) (lost []transport.Receipt, err error) {
+	if len(set.rs) == 0 {
+		return nil, nil
+	}
+	if set.unsure { // somebody else may have some of them; XACK does not ask whose they are
+		return s.settleByScript(ctx, "ack", set.rs, "", 0, 0)
+	}
+	ids := make([]transport.Position, len(set.rs))
+	for i := range set.rs {
+		ids[i] = set.rs[i].Position
+	}
+	n, again, err := s.ackIDs(ctx, ids)
+	switch {
+	case err != nil:
+		return nil, err
+	case again || n == len(ids): // the first reply was lost and cannot be asked for
+		return nil, nil
+	case n == 0:
+		return set.rs, nil // the group was lost
+	}
+	// Somebody else acknowledged some, and the server does not say which.
+	s.t.count.stale.Add(uint64(len(ids) - n))
+	s.t.cfg.logger.Warn("redisstream: messages were not pending when acknowledged", "topic", s.topic, "group", s.name.group, "messages", len(ids)-n)
+	return nil, nil
+}
+
+// ackIDs acknowledges entries, whoever holds them.
+func (s *member) ackIDs(ctx context.Context, ids []transport.Position) (n int, again bool, err error) {
+	args := append(make([]any, 0, 3+len(ids)), "XACK", s.key, s.name.group)
+	args = appendIDs(args, ids)
+	again, err = s.t.retrying(ctx, func() error {
+		cmd := redis.NewIntCmd(ctx, args...)
+		err := s.t.clients.cmd.Process(ctx, cmd)
+		n = int(cmd.Val())
+		return err
+	})
+	return n, again, err
+}
+
+// appendIDs appends IDs as strings that share one piece of memory.
+func appendIDs(args []any, ids []transport.Position) []any {
+	b := make([]byte, 0, 24*len(ids))
+	ends := make([]int, len(ids))
+	for i, id := range ids {
+		b = appendID(b, id)
+		ends[i] = len(b)
+	}
+	text, from := string(b), 0
+	for _, end := range ends {
+		args = append(args, text[from:end])
+		from = end
+	}
+	return args
+}
+
+func (s *member) Nack(ctx context.Context, rs []transport.Receipt, delay time.Duration) error {
+	if delay > horizon {
+		return fmt.Errorf("redisstream: a delay of %v is longer than %v", delay, horizon)
+	}
+	return s.give(ctx, rs, max(delay, 0), 0)
+}
+
+func (s *member) Release(ctx context.Context, rs []transport.Receipt) error {
+	return s.give(ctx, rs, 0, 1)
+}
+
+// give gives deliveries back, for after delay, and takes some off their count.
+func (s *member) give(ctx context.Context, rs []transport.Receipt, delay time.Duration, less int) error {
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	set := s.settle(rs, s.lease, clock())
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	lost, err := s.settleByScript(ctx, "give", set.rs, waiting, horizon-delay, less)
+	if err != nil {
+		s.restore(set)
+		s.t.failed(err)
+		return describe("giving back to", s.key, err)
+	}
+	s.t.count.givenBack.Add(uint64(len(set.rs) - len(lost)))
+	s.t.count.stale.Add(uint64(len(lost) + len(set.lost)))
+	if delay > 0 {
+		s.group.pokeAfter(delay)
+	} else {
+		s.group.poke()
+	}
+	return leaseError(append(set.lost, lost...))
+}
+
+func (s *member) Extend(ctx context.Context, rs []transport.Receipt, d time.Duration) error {
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	if d == 0 {
+		d = s.lease
+	}
+	if d < 0 || d > horizon {
+		return fmt.Errorf("redisstream: a lease of %v is not between 0 and %v", d, horizon)
+	}
+	now := clock()
+	held, lost := s.holding(rs, now)
+	to, idle := s.names[0], s.lease-d
+	if d > s.lease {
+		to, idle = s.longer(d), 0
+	}
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	gone, err := s.settleByScript(ctx, "extend", held, to, idle, 0)
+	if err != nil {
+		s.t.failed(err)
+		return describe("extending leases in", s.key, err)
+	}
+	s.extend(held, now, now+d)
+	lost = append(lost, gone...)
+	s.drop(lost)
+	s.t.count.leasesLost.Add(uint64(len(lost)))
+	return leaseError(lost)
+}
+
+// longer returns the consumer's name with a longer lease.
+func (s *member) longer(d time.Duration) string {
+	name := s.consumer(d)
+	s.state.Lock()
+	defer s.state.Unlock()
+	if !slices.Contains(s.names, name) {
+		s.names = append(s.names[:len(s.names):len(s.names)], name)
+	}
+	return name
+}
+
+// open returns why nothing can be settled, or nil.
+func (s *member) open(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case <-s.ended:
+		return transport.ErrClosed
+	default:
+		return nil
+	}
+}
+
+// settleByScript settles or extends those of rs that the server says s holds,
+// and returns the others.
+func (s *member) settleByScript(ctx context.Context, what string, rs []transport.Receipt, to string, idle time.Duration, less int) (lost []transport.Receipt, err error) {
+	const most = 1000 // keep the server's other clients from waiting
+	for ; len(rs) > 0 && err == nil; rs = rs[min(most, len(rs)):] {
+		var gone []transport.Receipt
+		gone, err = s.settleSome(ctx, what, rs[:min(most, len(rs))], to, idle, less)
+		lost = append(lost, gone...)
+	}
+	return lost, err
+}
+
+func (s *member) settleSome(ctx context.Context, what string, rs []transport.Receipt, to string, idle time.Duration, less int) (lost []transport.Receipt, err error) {
+	rs = slices.Clone(rs)
+	slices.SortFunc(rs, func(a, b transport.Receipt) int { return a.Position.Compare(b.Position) })
+	s.state.Lock()
+	names := s.names
+	s.state.Unlock()
+	args := append(make([]any, 0, 6+len(names)+len(rs)), what, s.name.group, to, milliseconds(idle), less, len(names))
+	for _, name := range names {
+		args = append(args, name)
+	}
+	ids := make([]transport.Position, len(rs))
+	for i := range rs {
+		ids[i] = rs[i].Position
+	}
+	args = appendIDs(args, ids)
+	var reply sink
+	again, err := s.t.retrying(ctx, func() error {
+		reply = reply[:0]
+		return s.t.run(ctx, settleScript, []string{s.key}, &reply, args...)
+	})
+	if faultOf(err) == lostGroup {
+		return rs, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if again && what != "extend" {
+		return nil, nil // the first reply was lost: it may have settled them
+	}
+	c := cursor{reply}
+	n, err := c.array()
+	if err != nil {
+		return nil, err
+	}
+	for range n {
+		i, err := c.integer()
+		if err != nil || i < 0 || i >= int64(len(rs)) {
+			return nil, c.fail("an index of an id")
+		}
+		lost = append(lost, rs[i])
+	}
+	return lost, nil
+}
