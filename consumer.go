@@ -33,6 +33,7 @@ type consumer struct {
 	unlimited atomic.Bool  // the drain timeout does not apply
 	window    int          // messages to fetch at once; the receiver's
 	inHand    atomic.Int32 // unsettled messages that a loop has yielded
+	acking    sync.Mutex   // held while an ackSoon is under way
 
 	draining                               atomic.Bool // counting for the account
 	completed, acked, givenBack, abandoned atomic.Int64
@@ -143,6 +144,8 @@ func (u *use) end() {
 	c.mu.Unlock()
 	c.release()
 	c.flush()
+	c.acking.Lock()
+	c.acking.Unlock()
 	c.mu.Lock()
 	c.active = nil
 	if u.done != nil {
@@ -331,7 +334,7 @@ func (c *consumer) retire(f *fetch, rs []transport.Receipt) []transport.Receipt 
 	c.mu.Unlock()
 	rs, reusable := f.finished(rs[:0])
 	if len(rs) > 0 {
-		c.ack(rs)
+		rs = c.ackSoon(rs)
 	}
 	if i >= 0 && reusable {
 		clear(f.msgs)
@@ -401,6 +404,21 @@ func (c *consumer) ack(rs []transport.Receipt) {
 	if c.draining.Load() {
 		c.acked.Add(int64(len(rs) - late))
 	}
+}
+
+// ackSoon acknowledges, beside the next receive where that takes a while, and
+// returns rs if it may be used again.
+func (c *consumer) ackSoon(rs []transport.Receipt) []transport.Receipt {
+	if c.bus.immediate {
+		c.ack(rs)
+		return rs
+	}
+	c.acking.Lock() // one at a time; end waits for it
+	go func() {
+		defer c.acking.Unlock()
+		c.ack(rs)
+	}()
+	return nil
 }
 
 // release gives back what was fetched and not started.

@@ -407,7 +407,7 @@ func (s *broadcast) check() {
 	if err != nil {
 		return // there is no stream, or the next read fails too
 	}
-	last, err := parseID([]byte(info.LastGeneratedID))
+	last, err := parseID(info.LastGeneratedID)
 	if err != nil {
 		return
 	}

@@ -17,40 +17,68 @@ import (
 type format interface {
 	// key is the name of a topic's stream.
 	key(prefix, topic string) string
-	// fields appends the names and values of m's fields. They may refer to m.Data.
-	fields(args []any, m *transport.Message) ([]any, error)
+	// fields appends the names and values of m's fields to an XADD.
+	fields(x *xadds, m *transport.Message) error
 	// message makes a message of an entry. It may refer to the entry's memory.
 	message(e *entry, m *transport.Message) error
 }
 
 // native is the format of this package. An entry has the fields
 //
-//	id    what Message.ID is; unique
-//	time  nanoseconds since 1970, decimal
-//	type  the media type of data
+//	meta  "<time> <n> <id> <type>": when the message was published, in
+//	      nanoseconds since 1970; how many bytes its ID has; its ID; the media
+//	      type of data
 //	data  the encoded value
-//	key   Message.Key, if not empty
+//	key   the key, if it has one
 //	head  the headers, if any, in the form of a URL's query
 //
-// in any order; others are ignored. A format that this one's readers must not
-// misread says so by a field v with another value than 1.
+// in any order; others are ignored. One field for what every message has, and
+// not three, makes a stream a quarter faster. A format that this one's readers
+// must not misread says so by a field v with another value than 1.
 type native struct{}
+
+// fieldNames are variables, so that arguments can point to them.
+var fieldNames = struct{ meta, data, key, head, payload string }{"meta", "data", "key", "head", "payload"}
 
 func (native) key(prefix, topic string) string { return prefix + ":{" + topic + "}" }
 
-func (native) fields(args []any, m *transport.Message) ([]any, error) {
-	args = append(args,
-		"id", m.ID,
-		"time", strconv.FormatInt(m.Time.UnixNano(), 10),
-		"type", m.Type,
-		"data", m.Data)
+func (native) fields(x *xadds, m *transport.Message) error {
+	meta := strconv.AppendInt(x.scratch[:0], m.Time.UnixNano(), 10)
+	meta = append(meta, ' ')
+	meta = strconv.AppendInt(meta, int64(len(m.ID)), 10)
+	meta = append(meta, ' ')
+	meta = append(meta, m.ID...)
+	meta = append(meta, ' ')
+	x.scratch = append(meta, m.Type...)
+	x.field(&fieldNames.meta, x.scratch)
+	x.field(&fieldNames.data, m.Data)
 	if m.Key != "" {
-		args = append(args, "key", m.Key)
+		x.field(&fieldNames.key, []byte(m.Key))
 	}
 	if len(m.Header) > 0 {
-		args = append(args, "head", encodeHeader(m.Header))
+		x.field(&fieldNames.head, []byte(encodeHeader(m.Header)))
 	}
-	return args, nil
+	return nil
+}
+
+// decodeMeta reads what fields wrote.
+func decodeMeta(meta []byte, m *transport.Message) error {
+	bad := func() error { return fmt.Errorf("field meta: %.60q is not a time, a length, an ID and a type", meta) }
+	when, rest, ok := bytes.Cut(meta, []byte(" "))
+	ns, fine := parseInt(when)
+	if !ok || !fine {
+		return bad()
+	}
+	length, rest, ok := bytes.Cut(rest, []byte(" "))
+	n, fine := parseUint(length)
+	if !ok || !fine || n >= uint64(len(rest)) || rest[n] != ' ' {
+		return bad()
+	}
+	m.Time, m.ID = time.Unix(0, ns).UTC(), string(rest[:n])
+	if typ := rest[n+1:]; m.Type != string(typ) {
+		m.Type = string(typ)
+	}
+	return nil
 }
 
 func encodeHeader(h map[string]string) string {
@@ -83,24 +111,17 @@ var (
 
 func (native) message(e *entry, m *transport.Message) error {
 	*m = transport.Message{Type: m.Type} // to be used again, most likely
-	var have struct{ id, time, typ, data bool }
+	var meta, data bool
 	for i := 0; i+1 < len(e.fields); i += 2 {
 		value := e.fields[i+1]
 		switch string(e.fields[i]) {
-		case "id":
-			m.ID, have.id = string(value), true
-		case "time":
-			ns, err := strconv.ParseInt(string(value), 10, 64)
-			if err != nil {
-				return fmt.Errorf("field time: %.40q is no count of nanoseconds", value)
+		case "meta":
+			if err := decodeMeta(value, m); err != nil {
+				return err
 			}
-			m.Time, have.time = time.Unix(0, ns).UTC(), true
-		case "type":
-			if have.typ = true; m.Type != string(value) {
-				m.Type = string(value)
-			}
+			meta = true
 		case "data":
-			m.Data, have.data = value, true
+			m.Data, data = value, true
 		case "key":
 			m.Key = string(value)
 		case "head":
@@ -115,13 +136,11 @@ func (native) message(e *entry, m *transport.Message) error {
 			}
 		}
 	}
-	for _, f := range []struct {
-		name string
-		have bool
-	}{{"id", have.id}, {"time", have.time}, {"type", have.typ}, {"data", have.data}} {
-		if !f.have {
-			return fmt.Errorf("%w: it has no field %s", errForeign, f.name)
-		}
+	if !meta {
+		return fmt.Errorf("%w: it has no field meta", errForeign)
+	}
+	if !data {
+		return fmt.Errorf("%w: it has no field data", errForeign)
 	}
 	return nil
 }
@@ -133,24 +152,25 @@ type crystal struct{}
 
 func (crystal) key(_, topic string) string { return topic }
 
-func (crystal) fields(args []any, m *transport.Message) ([]any, error) {
+func (crystal) fields(x *xadds, m *transport.Message) error {
 	if m.Key != "" || len(m.Header) > 0 {
-		return nil, fmt.Errorf("Crystal Echo's format has no room for a key and headers: %w", errors.ErrUnsupported)
+		return fmt.Errorf("Crystal Echo's format has no room for a key and headers: %w", errors.ErrUnsupported)
 	}
 	body := bytes.TrimSpace(m.Data)
 	if len(body) < 2 || body[0] != '{' || !json.Valid(body) {
-		return nil, fmt.Errorf("Crystal Echo's format carries JSON objects alone, not %.20q: %w", m.Data, errors.ErrUnsupported)
+		return fmt.Errorf("Crystal Echo's format carries JSON objects alone, not %.20q: %w", m.Data, errors.ErrUnsupported)
 	}
 	id, err := json.Marshal(m.ID)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	object := fmt.Appendf(nil, `{"_id":%s,"_time":%q`, id, m.Time.UTC().Format(time.RFC3339Nano))
 	if rest := bytes.TrimSpace(body[1:]); rest[0] != '}' {
 		object = append(object, ',')
 	}
 	object = append(object, body[1:]...)
-	return append(args, "payload", base64.URLEncoding.EncodeToString(object)), nil
+	x.field(&fieldNames.payload, []byte(base64.URLEncoding.EncodeToString(object)))
+	return nil
 }
 
 func (crystal) message(e *entry, m *transport.Message) error {

@@ -129,14 +129,18 @@ func (t *Transport) sweep(key, group string) {
 	}
 }
 
-// look tells the logger, once, if the server may lose data. A server that does
-// not let its configuration be seen is not asked twice.
+// look asks a server that answers for the first time, or again, what it can do
+// beyond the least. The first time it tells the logger if the server may lose
+// data, as far as that lets its configuration be seen.
 func (t *Transport) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if t.cfg.resends > 0 {
+		t.idempotent.Store(t.knows(ctx, "XCFGSET")) // which came with XADD IDMP
+	}
 	if t.looked.Swap(true) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
 	info, err := t.clients.cmd.Info(ctx, "memory", "persistence").Result()
 	if err != nil {
 		return
@@ -153,4 +157,18 @@ func (t *Transport) look(ctx context.Context) {
 	if have["aof_enabled"] == "0" {
 		t.cfg.logger.Warn("redisstream: the server has no append-only file: a restart loses what came since its last snapshot, if it makes any", "appendonly", "no")
 	}
+}
+
+// knows reports whether the server has a command.
+func (t *Transport) knows(ctx context.Context, command string) bool {
+	var reply sink
+	if err := raw(ctx, t.clients.cmd, &reply, []any{"COMMAND", "INFO", command}); err != nil {
+		return false
+	}
+	c := cursor{reply}
+	if n, err := c.array(); err != nil || n != 1 {
+		return false
+	}
+	n, err := c.array()
+	return err == nil && n > 0
 }

@@ -54,7 +54,7 @@ func (t *Transport) newest(ctx context.Context, key string) (p transport.Positio
 		if err != nil {
 			return err
 		}
-		p, err = parseID([]byte(info.LastGeneratedID))
+		p, err = parseID(info.LastGeneratedID)
 		return err
 	})
 	if err != nil {

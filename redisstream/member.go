@@ -59,6 +59,7 @@ func (t *Transport) subscribeGroup(ctx context.Context, topic string, o transpor
 		return nil, err
 	}
 	s.group = t.join(s.name)
+	t.spawn(func() { t.sweep(s.key, o.Group) })
 	return s, nil
 }
 
@@ -149,6 +150,8 @@ type job struct {
 	began, ended time.Duration
 	reply        []byte
 	err          error
+
+	returned bool // what it brought went back
 
 	abandoned bool // nobody waits for it; s.state guards it
 }
@@ -251,15 +254,17 @@ func (j *job) run(block time.Duration) {
 	}
 	j.ended = clock()
 	s.state.Lock()
-	abandoned := j.abandoned
-	if abandoned {
+	if j.abandoned && j.err == nil {
+		s.state.Unlock()
+		s.returnAll(j)
+		s.state.Lock()
+		j.returned = true
+	}
+	if j.abandoned {
 		s.job = nil
 	}
 	close(j.done)
 	s.state.Unlock()
-	if abandoned && j.err == nil {
-		s.returnAll(j)
-	}
 }
 
 // claim takes over what is due.
@@ -316,6 +321,9 @@ func (s *member) finish(ctx context.Context, j *job, dst []transport.Message) (i
 	case <-s.ended:
 		return 0, transport.ErrClosed
 	default:
+	}
+	if j.returned {
+		return 0, nil
 	}
 	err := j.err
 	if err == nil {

@@ -64,8 +64,9 @@ func WithSendTimeout(d time.Duration) Option { return func(c *config) { c.sendFo
 
 // WithResend lets Send send messages whose outcome is unknown again, up to n
 // times, under the same IDs; the default is never. A message may then be in the
-// stream twice; consumers that must not handle it twice tell by its ID.
-// Stats.Resent counts.
+// stream twice; consumers that must not handle it twice tell by its ID. A
+// server that knows idempotent producers (Redis 8.6) stores it once, within the
+// bounds of XADD's IDMP. Stats.Resent counts.
 func WithResend(n int) Option { return func(c *config) { c.resends = n } }
 
 // WithReplicas makes Send wait until n replicas have the messages too, at most

@@ -20,8 +20,9 @@ import (
 // connection asks the server to, by CLIENT UNBLOCK, and the reply is awaited:
 // it may carry entries that are this consumer's from then on.
 type reader struct {
-	t   *Transport
-	key string
+	t     *Transport
+	key   string
+	reply sink // to be used again
 
 	mu   sync.Mutex // guards the rest
 	node *redis.Client
@@ -30,14 +31,18 @@ type reader struct {
 	busy bool  // a read is under way
 }
 
-// read runs one command that may block, and returns its reply.
+// read runs one command that may block, and returns its reply, which is good
+// until the next read.
 func (r *reader) read(args []any) (reply []byte, err error) {
 	conn, err := r.connect()
 	if err != nil {
 		return nil, err
 	}
-	var buf sink
-	err = raw(r.t.ctx, conn, &buf, args)
+	if cap(r.reply) > largeReply {
+		r.reply = nil
+	}
+	r.reply = r.reply[:0]
+	err = raw(r.t.ctx, conn, &r.reply, args)
 	r.mu.Lock()
 	r.busy = false
 	r.mu.Unlock()
@@ -50,8 +55,11 @@ func (r *reader) read(args []any) (reply []byte, err error) {
 	case cut(err), f == refused:
 		r.drop()
 	}
-	return buf, err
+	return r.reply, err
 }
+
+// The memory of a reply larger than this is not used again.
+const largeReply = 1 << 20
 
 // raw runs a command and appends its reply to reply.
 func raw(ctx context.Context, c interface {
@@ -191,11 +199,21 @@ func (r *reader) wakeUntil(done <-chan struct{}, grace time.Duration) bool {
 	}
 }
 
-// messages turns entries into messages. Entries that cannot be understood, and
-// those deleted meanwhile, are told to others.
+// messages turns entries into messages, which share nothing with the reply.
+// Entries that cannot be understood, and those deleted meanwhile, are told to
+// bad.
 func (t *Transport) messages(c *cursor, n int, dst []transport.Message, bad func(*entry, error)) (int, error) {
 	var e entry
-	k := 0
+	k, size := 0, 0
+	defer func() {
+		data := make([]byte, 0, size)
+		for i := range dst[:k] {
+			m := &dst[i]
+			from := len(data)
+			data = append(data, m.Data...)
+			m.Data = data[from:len(data):len(data)]
+		}
+	}()
 	for range n {
 		if err := c.entry(&e); err != nil {
 			return k, err
@@ -213,6 +231,7 @@ func (t *Transport) messages(c *cursor, n int, dst []transport.Message, bad func
 			continue
 		}
 		m.Position = e.id
+		size += len(m.Data)
 		k++
 	}
 	return k, nil

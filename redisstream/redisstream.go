@@ -3,8 +3,8 @@
 // needs Redis 7.0 or Valkey 7.2, or later; one server, Sentinel or Cluster.
 //
 // A topic is a stream, a group a consumer group. The stream of topic orders is
-// the key echo:{orders}; its entries have the fields id, time, type, data, key
-// and head, see docs/operations.md of this module.
+// the key echo:{orders}; its entries have the fields meta, data, key and head, see
+// docs/operations.md of this module.
 //
 // # What survives what
 //
@@ -66,16 +66,17 @@ import (
 
 // Transport is a transport over Redis Streams. It is safe for concurrent use.
 type Transport struct {
-	cfg     config
-	err     error // what is wrong with the options
-	clients *clients
-	own     redis.UniversalClient // made by Open
-	name    string                // of this process, the start of its consumers' names
-	former  string                // what names of predecessors start with, or ""
-	count   counters
-	ready   atomic.Bool // the server answered, and no failure since
-	looked  atomic.Bool // the server's configuration was looked at
-	serial  atomic.Uint64
+	cfg        config
+	err        error // what is wrong with the options
+	clients    *clients
+	own        redis.UniversalClient // made by Open
+	name       string                // of this process, the start of its consumers' names
+	former     string                // what names of predecessors start with, or ""
+	count      counters
+	ready      atomic.Bool // the server answered, and no failure since
+	looked     atomic.Bool // the server's configuration was looked at
+	idempotent atomic.Bool // the server adds an entry once, however often it is sent
+	serial     atomic.Uint64
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc

@@ -34,8 +34,8 @@ func (c *cursor) number(kind byte, want string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	n, err := strconv.ParseInt(string(line), 10, 64)
-	if err != nil {
+	n, ok := parseInt(line)
+	if !ok {
 		return 0, at.fail(want)
 	}
 	return n, nil
@@ -142,21 +142,26 @@ func (c *cursor) stream() (int, error) {
 }
 
 // parseID reads an entry's ID.
-func parseID(id []byte) (transport.Position, error) {
-	ms, seq, ok := bytes.Cut(id, []byte("-"))
-	hi, ok1 := parseUint(ms)
-	lo, ok2 := parseUint(seq)
-	if !ok || !ok1 || !ok2 {
-		return transport.Position{}, fmt.Errorf("%w: %.60q where an entry's ID was expected", errMalformed, id)
+func parseID[T string | []byte](id T) (transport.Position, error) {
+	hyphen := 0
+	for hyphen < len(id) && id[hyphen] != '-' {
+		hyphen++
 	}
-	return transport.Position{Hi: hi, Lo: lo}, nil
+	hi, ok := parseUint(id[:hyphen])
+	if ok && hyphen < len(id) {
+		if lo, ok := parseUint(id[hyphen+1:]); ok {
+			return transport.Position{Hi: hi, Lo: lo}, nil
+		}
+	}
+	return transport.Position{}, fmt.Errorf("%w: %.60q where an entry's ID was expected", errMalformed, string(id))
 }
 
-func parseUint(digits []byte) (n uint64, ok bool) {
+func parseUint[T string | []byte](digits T) (n uint64, ok bool) {
 	if len(digits) == 0 || len(digits) > 20 {
 		return 0, false
 	}
-	for _, d := range digits {
+	for i := range len(digits) {
+		d := digits[i]
 		if d < '0' || d > '9' {
 			return 0, false
 		}
@@ -167,6 +172,15 @@ func parseUint(digits []byte) (n uint64, ok bool) {
 		n = next
 	}
 	return n, true
+}
+
+func parseInt(digits []byte) (int64, bool) {
+	if len(digits) > 1 && digits[0] == '-' {
+		n, ok := parseUint(digits[1:])
+		return -int64(n), ok && n <= 1<<63
+	}
+	n, ok := parseUint(digits)
+	return int64(n), ok && n < 1<<63
 }
 
 // appendID appends an entry's ID.

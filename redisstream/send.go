@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -135,6 +136,26 @@ type once struct{ *redis.StringCmd }
 
 func (once) NoRetry() bool { return true }
 
+// xadds are the XADDs of a pipeline under construction. They share their
+// memory: arguments are pointers to strings that share one buffer, because
+// making each argument a value of its own takes longer than sending it.
+type xadds struct {
+	args    []any
+	ends    []int           // of the commands in args
+	text    strings.Builder // what the values will be cut from
+	cuts    []int           // where
+	scratch []byte
+}
+
+var xadd, star, idmp = "XADD", "*", "IDMP"
+
+// field appends a field of the last command. It copies value.
+func (x *xadds) field(name *string, value []byte) {
+	x.args = append(x.args, name, nil)
+	x.text.Write(value)
+	x.cuts = append(x.cuts, x.text.Len())
+}
+
 // attempt sends messages once. It returns how many are stored, counted from
 // the first, and what the error says of the others.
 func (t *Transport) attempt(ctx context.Context, key string, msgs []transport.Message) (int, fault, error) {
@@ -164,27 +185,51 @@ func (t *Transport) attempt(ctx context.Context, key string, msgs []transport.Me
 // commands are the XADDs of msgs, and WAIT after them if replicas are asked
 // for. They keep nothing of the caller's memory, as they may outlive the call.
 func (t *Transport) commands(ctx context.Context, key string, msgs []transport.Message) ([]redis.Cmder, error) {
-	cmds := make([]redis.Cmder, len(msgs), len(msgs)+1)
+	idempotent := t.cfg.resends > 0 && t.idempotent.Load()
 	size := 0
 	for i := range msgs {
-		size += len(msgs[i].Data)
+		size += msgs[i].Size() + len(msgs[i].ID) + 48
 	}
-	data := make([]byte, 0, size)
+	x := xadds{args: make([]any, 0, 8*len(msgs)), ends: make([]int, 0, len(msgs)), cuts: make([]int, 0, 2*len(msgs))}
+	x.text.Grow(size)
 	for i := range msgs {
-		m := msgs[i]
-		from := len(data)
-		data = append(data, m.Data...)
-		m.Data = data[from:len(data):len(data)]
-		args, err := t.cfg.format.fields(append(make([]any, 0, 15), "XADD", key, "*"), &m)
-		if err != nil {
-			return nil, fmt.Errorf("message %s: %w", m.ID, err)
+		x.args = append(x.args, &xadd, &key)
+		if idempotent {
+			x.args = append(x.args, &idmp, &t.name, msgs[i].ID)
 		}
-		cmds[i] = once{redis.NewStringCmd(ctx, args...)}
+		x.args = append(x.args, &star)
+		if err := t.cfg.format.fields(&x, &msgs[i]); err != nil {
+			return nil, fmt.Errorf("message %s: %w", msgs[i].ID, err)
+		}
+		x.ends = append(x.ends, len(x.args))
+	}
+	return t.cut(ctx, &x), nil
+}
+
+// cut makes the commands.
+func (t *Transport) cut(ctx context.Context, x *xadds) []redis.Cmder {
+	values := make([]string, len(x.cuts))
+	text, from := x.text.String(), 0
+	for i, end := range x.cuts {
+		values[i] = text[from:end]
+		from = end
+	}
+	for i := range x.args {
+		if x.args[i] == nil {
+			x.args[i] = &values[0]
+			values = values[1:]
+		}
+	}
+	cmds := make([]redis.Cmder, len(x.ends), len(x.ends)+1)
+	from = 0
+	for i, end := range x.ends {
+		cmds[i] = once{redis.NewStringCmd(ctx, x.args[from:end:end]...)}
+		from = end
 	}
 	if t.cfg.replicas > 0 {
 		cmds = append(cmds, redis.NewIntCmd(ctx, "WAIT", t.cfg.replicas, t.cfg.waitFor.Milliseconds()))
 	}
-	return cmds, nil
+	return cmds
 }
 
 // execute runs commands as one pipeline. What became of each is noted in it.
@@ -253,6 +298,6 @@ func (t *Transport) stored(msgs []transport.Message, cmds []redis.Cmder) (n int,
 // position returns the ID that an XADD was answered with. A reply may be there
 // although the command has an error, if a later one of its pipeline failed.
 func position(cmd once) (transport.Position, bool) {
-	p, err := parseID([]byte(cmd.Val()))
+	p, err := parseID(cmd.Val())
 	return p, err == nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -80,18 +81,17 @@ func (s *member) ackIDs(ctx context.Context, ids []transport.Position) (n int, a
 	return n, again, err
 }
 
-// appendIDs appends IDs as strings that share one piece of memory.
+// appendIDs appends IDs as pointers to strings that share one piece of memory.
 func appendIDs(args []any, ids []transport.Position) []any {
-	b := make([]byte, 0, 24*len(ids))
-	ends := make([]int, len(ids))
+	var text strings.Builder
+	text.Grow(24 * len(ids))
+	values := make([]string, len(ids))
+	var scratch [48]byte
 	for i, id := range ids {
-		b = appendID(b, id)
-		ends[i] = len(b)
-	}
-	text, from := string(b), 0
-	for _, end := range ends {
-		args = append(args, text[from:end])
-		from = end
+		from := text.Len()
+		text.Write(appendID(scratch[:0], id))
+		values[i] = text.String()[from:]
+		args = append(args, &values[i])
 	}
 	return args
 }

@@ -1,8 +1,13 @@
 package redisstream
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/echobus/echo/transport"
 )
 
 // Stats is what happened on a transport since it was made, and how it is. All
@@ -75,4 +80,73 @@ func (t *Transport) Stats() Stats {
 		s.LastError, s.LastAt = f.text, f.at
 	}
 	return s
+}
+
+// GroupInfo is how far a group is in a topic.
+type GroupInfo struct {
+	Name      string
+	Consumers int           // names in the group: members, those that died lately, and ~waiting once something was given back
+	Pending   int64         // messages delivered and not settled
+	Waiting   int64         // of these, given back: they wait to be delivered again
+	Lag       int64         // messages not delivered yet, -1 where the server cannot tell
+	Oldest    time.Duration // how long ago the oldest message that is pending or not delivered was stored; 0 if there is none
+}
+
+// Groups returns the groups of a topic; none if there is no such topic.
+func (t *Transport) Groups(ctx context.Context, topic string) ([]GroupInfo, error) {
+	if err := t.usable(); err != nil {
+		return nil, err
+	}
+	if err := transport.CheckName("topic", topic); err != nil {
+		return nil, err
+	}
+	key := t.key(topic)
+	groups, err := t.clients.cmd.XInfoGroups(ctx, key).Result()
+	if redis.HasErrorPrefix(err, "no such key") {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, describe("XINFO GROUPS", key, err)
+	}
+	now, err := t.serverTime(ctx, key)
+	if err != nil {
+		return nil, describe("TIME", key, err)
+	}
+	infos := make([]GroupInfo, len(groups))
+	for i, g := range groups {
+		infos[i] = GroupInfo{Name: g.Name, Consumers: int(g.Consumers), Pending: g.Pending, Lag: g.Lag}
+		if err := t.oldest(ctx, key, g, now, &infos[i]); err != nil {
+			return nil, err
+		}
+	}
+	return infos, nil
+}
+
+// oldest fills in what a group's pending list and its place tell.
+func (t *Transport) oldest(ctx context.Context, key string, g redis.XInfoGroup, now time.Time, info *GroupInfo) error {
+	oldest := ""
+	if g.Pending > 0 {
+		p, err := t.clients.cmd.XPending(ctx, key, g.Name).Result()
+		if err != nil {
+			return describe("XPENDING", key, err)
+		}
+		oldest, info.Waiting = p.Lower, p.Consumers[waiting]
+	} else {
+		next, err := t.clients.cmd.XRangeN(ctx, key, "("+g.LastDeliveredID, "+", 1).Result()
+		if err != nil {
+			return describe("XRANGE", key, err)
+		}
+		if len(next) > 0 {
+			oldest = next[0].ID
+		}
+	}
+	if oldest == "" {
+		return nil
+	}
+	p, err := parseID(oldest)
+	if err != nil {
+		return err
+	}
+	info.Oldest = max(0, now.Sub(time.UnixMilli(int64(p.Hi))))
+	return nil
 }
