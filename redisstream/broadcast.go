@@ -305,6 +305,9 @@ func (s *broadcast) parse(reply []byte) error {
 			last = p
 		}
 	}
+	if last.Compare(s.cursor) <= 0 {
+		return c.fail("entries after " + s.cursor.String())
+	}
 	s.cursor, s.spare = last, msgs[:n]
 	s.seen += uint64(k)
 	return nil
@@ -386,8 +389,8 @@ func (s *broadcast) Close() error {
 	j := s.job
 	s.mu.Unlock()
 	s.t.forget(s)
-	if j != nil && !s.reader.wakeUntil(j.done, grace) {
-		s.reader.drop()
+	if j != nil {
+		s.reader.wakeUntil(j.done, grace)
 	}
 	s.reader.close()
 	return nil
@@ -403,12 +406,12 @@ func (s *broadcast) check() {
 	s.checked = now
 	ctx, cancel := context.WithTimeout(s.t.ctx, time.Second)
 	defer cancel()
-	info, err := s.t.clients.cmd.XInfoStream(ctx, s.key).Result()
-	if err != nil {
+	info, err := s.t.stream(ctx, s.key)
+	if err != nil || info == nil {
 		return // there is no stream, or the next read fails too
 	}
-	last, err := parseID(info.LastGeneratedID)
-	if err != nil {
+	last, err := parseID(info.text("last-generated-id"))
+	if err != nil || info.number("entries-added") < 0 {
 		return
 	}
 	if s.cursor.Compare(last) < 0 && last != s.unread {
@@ -416,7 +419,7 @@ func (s *broadcast) check() {
 		return
 	}
 	s.cursor = last
-	added := uint64(info.EntriesAdded)
+	added := uint64(info.number("entries-added"))
 	if s.known && added > s.added+s.seen {
 		n := added - s.added - s.seen
 		s.t.count.lost.Add(n)

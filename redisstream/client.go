@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -22,7 +23,12 @@ import (
 // is sent a second time behind its back, a context's deadline holds on the
 // wire, and readers that wait never take a connection from those who send.
 type clients struct {
-	cmd, read redis.UniversalClient
+	read redis.UniversalClient
+
+	mu     sync.Mutex // guards the rest
+	cmd    redis.UniversalClient
+	again  func() redis.UniversalClient // makes another cmd
+	closed bool
 }
 
 const (
@@ -51,7 +57,11 @@ func newClients(given redis.UniversalClient, longest time.Duration) (*clients, e
 		cmd.ReadTimeout = max(cmd.ReadTimeout, longest+time.Second)
 		read.PoolSize, read.MaxIdleConns, read.MaxActiveConns = readers, 1, 0
 		read.ReadTimeout = blockMost + readMargin
-		return &clients{redis.NewClient(&cmd), redis.NewClient(&read)}, nil
+		again := func() redis.UniversalClient {
+			o := cmd
+			return redis.NewClient(&o)
+		}
+		return &clients{read: redis.NewClient(&read), cmd: again(), again: again}, nil
 	case *redis.ClusterClient:
 		cmd, read := *g.Options(), *g.Options()
 		for _, o := range []*redis.ClusterOptions{&cmd, &read} {
@@ -67,12 +77,33 @@ func newClients(given redis.UniversalClient, longest time.Duration) (*clients, e
 		cmd.ReadTimeout = max(cmd.ReadTimeout, longest+time.Second)
 		read.PoolSize, read.MaxIdleConns, read.MaxActiveConns = readers, 1, 0
 		read.ReadTimeout = blockMost + readMargin
-		return &clients{redis.NewClusterClient(&cmd), redis.NewClusterClient(&read)}, nil
+		return &clients{read: redis.NewClusterClient(&read), cmd: redis.NewClusterClient(&cmd)}, nil
 	}
 	return nil, fmt.Errorf("a client of type %T: only *redis.Client and *redis.ClusterClient are supported: %w", given, errors.ErrUnsupported)
 }
 
+// command returns the client for commands.
+func (c *clients) command() redis.UniversalClient {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cmd
+}
+
+// renew gives up the connections for commands: they may lead to a server that
+// is not the primary any more.
+func (c *clients) renew() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.again != nil && !c.closed {
+		c.cmd.Close()
+		c.cmd = c.again()
+	}
+}
+
 func (c *clients) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
 	return errors.Join(c.cmd.Close(), c.read.Close())
 }
 

@@ -48,7 +48,7 @@ func fieldsOf(f format, m *transport.Message) ([]any, error) {
 	}
 	x.ends = []int{len(x.args)}
 	var fields []any
-	for _, arg := range (&Transport{}).cut(context.Background(), &x)[0].Args() {
+	for _, arg := range (&Transport{}).cut(context.Background(), nil, &x)[0].Args() {
 		fields = append(fields, *arg.(*string))
 	}
 	return fields, nil

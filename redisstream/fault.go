@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -70,21 +69,16 @@ func faultOf(err error) fault {
 			}
 		}
 		return rejected
-	case errors.As(err, &dial) && dial.Op == "dial", errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
+	case errors.As(err, &dial) && dial.Op == "dial", errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted),
+		errors.Is(err, redis.ErrClosed): // by renew; Close is seen elsewhere
 		return refused
-	case errors.Is(err, errMalformed), errors.Is(err, redis.ErrClosed):
+	case errors.Is(err, errMalformed):
 		return rejected
 	}
 	return ambiguous
 }
 
 var errMalformed = errors.New("malformed reply")
-
-// cut reports whether err says that a connection is of no more use.
-func cut(err error) bool {
-	var timeout net.Error
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &timeout) || faultOf(err) == ambiguous
-}
 
 // backoff is how long to wait between attempts: it doubles, with jitter.
 type backoff struct{ d time.Duration }

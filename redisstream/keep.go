@@ -92,7 +92,7 @@ func (t *Transport) Trim(ctx context.Context, topic string) error {
 	if err != nil {
 		return describe("trimming", key, err)
 	}
-	c := cursor{reply}
+	c := cursor{reply.b}
 	if _, err := c.array(); err != nil {
 		return err
 	}
@@ -113,11 +113,31 @@ func flag(b bool) string {
 
 // serverTime is the time of the server that has key.
 func (t *Transport) serverTime(ctx context.Context, key string) (time.Time, error) {
-	n, err := node(ctx, t.clients.cmd, key)
+	n, err := node(ctx, t.clients.command(), key)
 	if err != nil {
 		return time.Time{}, err
 	}
-	return n.Time(ctx).Result()
+	var reply sink
+	if err := raw(ctx, n, &reply, 0, []any{"TIME"}); err != nil {
+		return time.Time{}, err
+	}
+	c := cursor{reply.b}
+	if k, err := c.array(); err != nil || k != 2 {
+		return time.Time{}, c.fail("seconds and microseconds")
+	}
+	var parts [2]int64 // seconds, microseconds
+	for i := range parts {
+		text, err := c.bulk()
+		if err != nil {
+			return time.Time{}, err
+		}
+		n, ok := parseInt(text)
+		if !ok {
+			return time.Time{}, c.fail("seconds and microseconds")
+		}
+		parts[i] = n
+	}
+	return time.Unix(parts[0], parts[1]*1000), nil
 }
 
 // sweep removes a group's consumers that died long ago and hold nothing.
@@ -141,8 +161,9 @@ func (t *Transport) look(ctx context.Context) {
 	if t.looked.Swap(true) {
 		return
 	}
-	info, err := t.clients.cmd.Info(ctx, "memory", "persistence").Result()
-	if err != nil {
+	reply, err := t.command(ctx, 0, "INFO")
+	info, ok := reply.(string)
+	if err != nil || !ok {
 		return
 	}
 	have := map[string]string{}
@@ -161,14 +182,7 @@ func (t *Transport) look(ctx context.Context) {
 
 // knows reports whether the server has a command.
 func (t *Transport) knows(ctx context.Context, command string) bool {
-	var reply sink
-	if err := raw(ctx, t.clients.cmd, &reply, []any{"COMMAND", "INFO", command}); err != nil {
-		return false
-	}
-	c := cursor{reply}
-	if n, err := c.array(); err != nil || n != 1 {
-		return false
-	}
-	n, err := c.array()
-	return err == nil && n > 0
+	v, err := t.command(ctx, 0, "COMMAND", "INFO", command)
+	list, _ := v.([]any)
+	return err == nil && len(list) == 1 && list[0] != nil
 }

@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/echobus/echo/transport"
 )
 
@@ -47,14 +45,10 @@ func (t *Transport) locate(ctx context.Context, key string, start transport.Star
 // newest returns the ID of the last entry that a stream ever had.
 func (t *Transport) newest(ctx context.Context, key string) (p transport.Position, err error) {
 	_, err = t.retrying(ctx, func() error {
-		info, err := t.clients.cmd.XInfoStream(ctx, key).Result()
-		if redis.HasErrorPrefix(err, "no such key") {
-			return nil
+		info, err := t.stream(ctx, key)
+		if err == nil && info != nil {
+			p, err = parseID(info.text("last-generated-id"))
 		}
-		if err != nil {
-			return err
-		}
-		p, err = parseID(info.LastGeneratedID)
 		return err
 	})
 	if err != nil {
@@ -74,13 +68,13 @@ func (t *Transport) scan(ctx context.Context, command, key, from string, found f
 	for {
 		var reply sink
 		_, err := t.retrying(ctx, func() error {
-			reply = reply[:0]
-			return raw(ctx, t.clients.cmd, &reply, []any{command, key, from, end, "COUNT", batch})
+			reply.b = reply.b[:0]
+			return raw(ctx, t.clients.command(), &reply, 1, []any{command, key, from, end, "COUNT", batch})
 		})
 		if err != nil {
 			return last, false, describe(command, key, err)
 		}
-		c := cursor{reply}
+		c := cursor{reply.b}
 		n, err := c.array()
 		if err != nil || n <= 0 {
 			return last, false, err

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/echobus/echo/transport"
 )
 
@@ -30,6 +28,7 @@ type member struct {
 	last    transport.Position
 	average int     // size of a message
 	pause   backoff // between attempts that fail
+	aside   int     // entries set aside
 	turn    bool    // new messages come next, as there is more that is due than room
 
 	state sync.Mutex // guards the rest
@@ -107,9 +106,10 @@ func (s *member) create(ctx context.Context, start transport.Start) error {
 // make makes the group at id and reports whether it did not exist.
 func (s *member) make(ctx context.Context, id string) (made bool, err error) {
 	again, err := s.t.retrying(ctx, func() error {
-		return s.t.clients.cmd.XGroupCreateMkStream(ctx, s.key, s.name.group, id).Err()
+		_, err := s.t.command(ctx, 2, "XGROUP", "CREATE", s.key, s.name.group, id, "MKSTREAM")
+		return err
 	})
-	if redis.HasErrorPrefix(err, "BUSYGROUP") {
+	if is(err, "BUSYGROUP") {
 		return again, nil
 	}
 	if err != nil {
@@ -119,21 +119,18 @@ func (s *member) make(ctx context.Context, id string) (made bool, err error) {
 }
 
 func (s *member) exists(ctx context.Context) (bool, error) {
-	var groups []redis.XInfoGroup
+	var groups []attributes
 	_, err := s.t.retrying(ctx, func() (err error) {
-		groups, err = s.t.clients.cmd.XInfoGroups(ctx, s.key).Result()
-		if redis.HasErrorPrefix(err, "no such key") {
-			return nil
-		}
+		groups, err = s.t.groupsOf(ctx, s.key)
 		return err
 	})
-	for _, g := range groups {
-		if g.Name == s.name.group {
-			return true, nil
-		}
-	}
 	if err != nil {
 		return false, describe("XINFO GROUPS", s.key, err)
+	}
+	for _, g := range groups {
+		if g.text("name") == s.name.group {
+			return true, nil
+		}
 	}
 	return false, nil
 }
@@ -277,7 +274,7 @@ func (s *member) claim(most int) ([]byte, error) {
 	if err == nil {
 		s.former = ""
 	}
-	return buf, err
+	return buf.b, err
 }
 
 // await waits for j to be done. When ctx or the subscription ends first, and
@@ -505,7 +502,9 @@ func (s *member) bad(e *entry, why error) {
 	}
 	s.t.count.setAside.Add(1)
 	id := e.id.String()
-	s.t.cfg.logger.Error("redisstream: an entry that is no message was set aside", "topic", s.topic, "group", s.name.group, "entry", id, "reason", why.Error())
+	if s.aside++; s.aside == 1 || s.aside%1000 == 0 { // a stream may be full of them
+		s.t.cfg.logger.Error("redisstream: entries that are no messages are set aside", "topic", s.topic, "group", s.name.group, "so far", s.aside, "entry", id, "reason", why.Error())
+	}
 	args := []any{s.name.group, id, s.t.cfg.aside, "echo-group", s.name.group, "echo-entry", id, "echo-reason", why.Error()}
 	size := 0
 	for _, f := range e.fields {
@@ -627,8 +626,8 @@ func (s *member) depart() {
 	s.state.Lock()
 	j := s.job
 	s.state.Unlock()
-	if j != nil && !j.claim && !s.reader.wakeUntil(j.done, grace) {
-		s.reader.drop()
+	if j != nil && !j.claim {
+		s.reader.wakeUntil(j.done, grace)
 	}
 	ctx, cancel := context.WithTimeout(s.t.ctx, settleMost)
 	defer cancel()

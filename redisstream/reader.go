@@ -2,9 +2,6 @@ package redisstream
 
 import (
 	"context"
-	"io"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -29,6 +26,7 @@ type reader struct {
 	conn *redis.Conn
 	id   int64 // of conn, for the server
 	busy bool  // a read is under way
+	over bool  // no more reads will come
 }
 
 // read runs one command that may block, and returns its reply, which is good
@@ -38,13 +36,16 @@ func (r *reader) read(args []any) (reply []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if cap(r.reply) > largeReply {
-		r.reply = nil
+	if cap(r.reply.b) > largeReply {
+		r.reply.b = nil
 	}
-	r.reply = r.reply[:0]
-	err = raw(r.t.ctx, conn, &r.reply, args)
+	r.reply.b = r.reply.b[:0]
+	err = raw(r.t.ctx, conn, &r.reply, 0, args)
 	r.mu.Lock()
-	r.busy = false
+	if r.busy = false; r.over && r.conn != nil {
+		r.conn.Close()
+		r.conn = nil
+	}
 	r.mu.Unlock()
 	switch f := faultOf(err); {
 	case err == nil:
@@ -52,71 +53,14 @@ func (r *reader) read(args []any) (reply []byte, err error) {
 	case f == moved:
 		relocate(r.t.ctx, r.t.clients.read)
 		r.drop()
-	case cut(err), f == refused:
+	case f == ambiguous, f == refused:
 		r.drop()
 	}
-	return r.reply, err
+	return r.reply.b, err
 }
 
 // The memory of a reply larger than this is not used again.
 const largeReply = 1 << 20
-
-// raw runs a command and appends its reply to reply.
-func raw(ctx context.Context, c interface {
-	Process(context.Context, redis.Cmder) error
-}, reply *sink, args []any) error {
-	from := len(*reply)
-	cmd := redis.NewRawWriteToCmd(ctx, reply, args...)
-	if name := args[0]; name == "EVALSHA" || name == "EVAL" {
-		cmd.SetFirstKeyPos(3)
-	}
-	if err := c.Process(ctx, cmd); err != nil {
-		return err
-	}
-	if text := (*reply)[from:]; len(text) > 0 && text[0] == '-' {
-		line, _, _ := strings.Cut(string(text[1:]), "\r")
-		*reply = (*reply)[:from]
-		return replyError(line)
-	}
-	return nil
-}
-
-// replyError is an error that the server replied with.
-type replyError string
-
-func (e replyError) Error() string { return string(e) }
-func (replyError) RedisError()     {}
-
-// sink collects a reply. It grows with what comes, not with what was announced.
-type sink []byte
-
-func (s *sink) Write(p []byte) (int, error) {
-	*s = append(*s, p...)
-	return len(p), nil
-}
-
-// ReadFrom implements [io.ReaderFrom], which [io.CopyN] looks for.
-func (s *sink) ReadFrom(r io.Reader) (total int64, err error) {
-	const most = 64 << 10
-	for {
-		room := 512
-		if l, ok := r.(*io.LimitedReader); ok {
-			if l.N <= 0 {
-				return total, nil
-			}
-			room = int(min(l.N, most))
-		}
-		*s = slices.Grow(*s, room)
-		n, err := r.Read((*s)[len(*s) : len(*s)+room])
-		*s = (*s)[:len(*s)+n]
-		total += int64(n)
-		if err == io.EOF {
-			return total, nil
-		} else if err != nil {
-			return total, err
-		}
-	}
-}
 
 // connect returns the connection, a new one if need be, and marks it busy.
 func (r *reader) connect() (*redis.Conn, error) {
@@ -134,9 +78,16 @@ func (r *reader) connect() (*redis.Conn, error) {
 		return nil, err
 	}
 	conn = n.Conn()
-	id, err := conn.ClientID(ctx).Result()
+	var reply sink
+	err = raw(ctx, conn, &reply, 0, []any{"CLIENT", "ID"})
 	if err != nil {
-		conn.Close()
+		quit(conn)
+		return nil, err
+	}
+	c := cursor{reply.b}
+	id, err := c.integer()
+	if err != nil {
+		quit(conn)
 		return nil, err
 	}
 	r.mu.Lock()
@@ -145,22 +96,32 @@ func (r *reader) connect() (*redis.Conn, error) {
 	return conn, nil
 }
 
-// drop gives the connection up.
+// drop gives the connection up. Only the reader itself may: go-redis does not
+// bear a connection to be closed while it is in use.
 func (r *reader) drop() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.conn != nil {
-		r.conn.Close()
+		quit(r.conn)
 		r.conn = nil
 		r.t.count.reconnects.Add(1)
 	}
 }
 
-// close closes the connection, which nobody reads from any more.
+// quit closes a connection for good. Close alone would let another read have
+// it, which may be of no use if the server refuses.
+func quit(c *redis.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	c.Process(ctx, redis.NewRawWriteToCmd(ctx, new(sink), "QUIT"))
+	c.Close()
+}
+
+// close closes the connection, after the read that may be under way.
 func (r *reader) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.conn != nil {
+	if r.over = true; r.conn != nil && !r.busy {
 		r.conn.Close()
 		r.conn = nil
 	}
@@ -173,7 +134,7 @@ func (r *reader) wake(ctx context.Context) {
 	busy, n, id := r.busy, r.node, r.id
 	r.mu.Unlock()
 	if busy {
-		n.ClientUnblock(ctx, id)
+		raw(ctx, n, new(sink), 0, []any{"CLIENT", "UNBLOCK", id})
 	}
 }
 

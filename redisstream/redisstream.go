@@ -179,13 +179,20 @@ func (t *Transport) Ping(ctx context.Context) error {
 	if err := t.usable(); err != nil {
 		return err
 	}
-	err := within(ctx, func() error { return t.clients.cmd.Ping(ctx).Err() })
+	err := t.ping(ctx)
 	if err != nil {
 		t.failed(err)
 		return describe("PING", "", err)
 	}
 	t.answered()
 	return nil
+}
+
+func (t *Transport) ping(ctx context.Context) error {
+	return within(ctx, func() error {
+		_, err := t.command(ctx, 0, "PING")
+		return err
+	})
 }
 
 // usable returns why the transport cannot be used, or nil.
@@ -206,7 +213,7 @@ func (t *Transport) connect(ctx context.Context) error {
 	}
 	var pause backoff
 	for {
-		err := within(ctx, func() error { return t.clients.cmd.Ping(ctx).Err() })
+		err := t.ping(ctx)
 		if err == nil {
 			t.answered()
 			t.look(ctx)
@@ -240,6 +247,9 @@ func (t *Transport) answered() {
 func (t *Transport) failed(err error) {
 	if f := faultOf(err); f == ambiguous || f == refused {
 		t.ready.Store(false)
+	}
+	if is(err, "READONLY") {
+		t.clients.renew()
 	}
 	t.count.failed(err)
 }

@@ -6,8 +6,6 @@ import (
 	_ "embed"
 	"fmt"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // The steps that must not be interrupted are scripts, which the server runs
@@ -51,10 +49,10 @@ func (t *Transport) run(ctx context.Context, s *script, keys []string, reply *si
 		all = append(all, k)
 	}
 	all = append(all, args...)
-	err := raw(ctx, t.clients.cmd, reply, all)
-	if redis.HasErrorPrefix(err, "NOSCRIPT") {
+	err := raw(ctx, t.clients.command(), reply, 3, all)
+	if is(err, "NOSCRIPT") {
 		all[0], all[1] = "EVAL", s.source
-		err = raw(ctx, t.clients.cmd, reply, all)
+		err = raw(ctx, t.clients.command(), reply, 3, all)
 	}
 	return err
 }
@@ -81,7 +79,7 @@ func (t *Transport) retrying(ctx context.Context, f func() error) (again bool, e
 		}
 		t.failed(err)
 		if fault == moved {
-			relocate(ctx, t.clients.cmd)
+			relocate(ctx, t.clients.command())
 		} else if fault != refused && fault != ambiguous {
 			return again, err
 		}

@@ -1,9 +1,12 @@
 package redisstream
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -108,7 +111,7 @@ func (t *Transport) sendSome(ctx context.Context, key string, msgs []transport.M
 			resends--
 			t.count.resent.Add(uint64(len(msgs) - n))
 		case moved:
-			relocate(ctx, t.clients.cmd)
+			relocate(ctx, t.clients.command())
 			fallthrough
 		case refused:
 			if over {
@@ -130,11 +133,6 @@ func outcome(unsure bool, err error) error {
 	}
 	return notPublished(err)
 }
-
-// once is a command that is not sent again when its reply is lost.
-type once struct{ *redis.StringCmd }
-
-func (once) NoRetry() bool { return true }
 
 // xadds are the XADDs of a pipeline under construction. They share their
 // memory: arguments are pointers to strings that share one buffer, because
@@ -162,7 +160,7 @@ func (t *Transport) attempt(ctx context.Context, key string, msgs []transport.Me
 	if !t.ready.Load() {
 		// Nothing is sent before the server answers, so that a failure to
 		// reach it is known for one.
-		if err := within(ctx, func() error { return t.clients.cmd.Ping(ctx).Err() }); err != nil {
+		if err := t.ping(ctx); err != nil {
 			if faultOf(err) == rejected {
 				return 0, rejected, err
 			}
@@ -171,7 +169,8 @@ func (t *Transport) attempt(ctx context.Context, key string, msgs []transport.Me
 		t.answered()
 		t.look(ctx)
 	}
-	cmds, err := t.commands(ctx, key, msgs)
+	replies := new(sink)
+	cmds, err := t.commands(ctx, replies, key, msgs)
 	if err != nil {
 		return 0, rejected, err
 	}
@@ -179,12 +178,12 @@ func (t *Transport) attempt(ctx context.Context, key string, msgs []transport.Me
 	if err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
 		return 0, ambiguous, err // the commands may still be under way
 	}
-	return t.stored(msgs, cmds)
+	return t.stored(msgs, replies.b, err)
 }
 
 // commands are the XADDs of msgs, and WAIT after them if replicas are asked
 // for. They keep nothing of the caller's memory, as they may outlive the call.
-func (t *Transport) commands(ctx context.Context, key string, msgs []transport.Message) ([]redis.Cmder, error) {
+func (t *Transport) commands(ctx context.Context, replies *sink, key string, msgs []transport.Message) ([]redis.Cmder, error) {
 	idempotent := t.cfg.resends > 0 && t.idempotent.Load()
 	size := 0
 	for i := range msgs {
@@ -203,11 +202,11 @@ func (t *Transport) commands(ctx context.Context, key string, msgs []transport.M
 		}
 		x.ends = append(x.ends, len(x.args))
 	}
-	return t.cut(ctx, &x), nil
+	return t.cut(ctx, replies, &x), nil
 }
 
-// cut makes the commands.
-func (t *Transport) cut(ctx context.Context, x *xadds) []redis.Cmder {
+// cut makes the commands. Their replies come to replies, one after the other.
+func (t *Transport) cut(ctx context.Context, replies *sink, x *xadds) []redis.Cmder {
 	values := make([]string, len(x.cuts))
 	text, from := x.text.String(), 0
 	for i, end := range x.cuts {
@@ -223,24 +222,23 @@ func (t *Transport) cut(ctx context.Context, x *xadds) []redis.Cmder {
 	cmds := make([]redis.Cmder, len(x.ends), len(x.ends)+1)
 	from = 0
 	for i, end := range x.ends {
-		cmds[i] = once{redis.NewStringCmd(ctx, x.args[from:end:end]...)}
+		cmd := redis.NewRawWriteToCmd(ctx, replies, x.args[from:end:end]...) // which go-redis never sends again
+		cmd.SetFirstKeyPos(1)
+		cmds[i] = cmd
 		from = end
 	}
 	if t.cfg.replicas > 0 {
-		cmds = append(cmds, redis.NewIntCmd(ctx, "WAIT", t.cfg.replicas, t.cfg.waitFor.Milliseconds()))
+		cmds = append(cmds, redis.NewRawWriteToCmd(ctx, replies, "WAIT", t.cfg.replicas, t.cfg.waitFor.Milliseconds()))
 	}
 	return cmds
 }
 
-// execute runs commands as one pipeline. What became of each is noted in it.
+// execute runs commands as one pipeline.
 func (t *Transport) execute(ctx context.Context, key string, cmds []redis.Cmder) error {
-	var client redis.UniversalClient = t.clients.cmd
+	client := t.clients.command()
 	if t.cfg.replicas > 0 { // WAIT has no key by which a cluster would find the node
 		n, err := node(ctx, client, key)
 		if err != nil {
-			for _, c := range cmds {
-				c.SetErr(err)
-			}
 			return err
 		}
 		client = n
@@ -254,50 +252,56 @@ func (t *Transport) execute(ctx context.Context, key string, cmds []redis.Cmder)
 	return err
 }
 
-// stored sets the positions of what was stored and says what became of the rest.
-func (t *Transport) stored(msgs []transport.Message, cmds []redis.Cmder) (n int, f fault, err error) {
-	for ; n < len(msgs); n++ {
-		cmd := cmds[n].(once)
-		p, ok := position(cmd)
-		if !ok {
-			err = cmd.Err()
-			break
-		}
-		msgs[n].Position = p
-	}
-	if err == nil && n < len(msgs) {
-		err = fmt.Errorf("%w: %.60q where an entry's ID was expected", errMalformed, cmds[n].(once).Val())
-	}
-	if n < len(msgs) {
-		f = faultOf(err)
-		for _, c := range cmds[n+1 : len(msgs)] { // a later one that was stored, or may have been
-			if _, ok := position(c.(once)); ok || faultOf(c.Err()) == ambiguous {
+// stored sets the positions of what the replies say is stored, and tells what
+// became of the rest. failure is why replies are missing.
+func (t *Transport) stored(msgs []transport.Message, replies []byte, failure error) (n int, f fault, err error) {
+	c := cursor{replies}
+	for i := range msgs {
+		p, e := c.added(failure)
+		switch {
+		case e == nil && n == i:
+			msgs[i].Position = p
+			n++
+		case e == nil:
+			f = ambiguous // stored, after one that was not
+		case err == nil:
+			f, err = faultOf(e), e
+			if errors.Is(e, errMalformed) {
 				f = ambiguous
 			}
-		}
-		if errors.Is(err, errMalformed) {
+		case faultOf(e) == ambiguous:
 			f = ambiguous
 		}
+	}
+	if err != nil || t.cfg.replicas == 0 {
 		return n, f, err
 	}
-	if t.cfg.replicas == 0 {
-		return n, none, nil
-	}
-	wait := cmds[len(msgs)].(*redis.IntCmd)
-	if got := int(wait.Val()); wait.Err() != nil || got < t.cfg.replicas {
+	got, err := c.integer()
+	if err != nil || int(got) < t.cfg.replicas {
 		t.count.unreplied.Add(uint64(n))
-		err = &ReplicaError{Want: t.cfg.replicas, Got: got}
-		if wait.Err() != nil {
-			err = fmt.Errorf("%w: WAIT: %w", err, wait.Err())
-		}
-		return 0, rejected, err
+		return 0, rejected, errors.Join(&ReplicaError{Want: t.cfg.replicas, Got: int(got)}, failure)
 	}
 	return n, none, nil
 }
 
-// position returns the ID that an XADD was answered with. A reply may be there
-// although the command has an error, if a later one of its pipeline failed.
-func position(cmd once) (transport.Position, bool) {
-	p, err := parseID(cmd.Val())
-	return p, err == nil
+// added takes the reply to an XADD. missing is the error where there is none.
+func (c *cursor) added(missing error) (transport.Position, error) {
+	if len(c.rest) == 0 || !bytes.Contains(c.rest, []byte("\r\n")) {
+		if missing == nil {
+			missing = io.ErrUnexpectedEOF
+		}
+		return transport.Position{}, missing
+	}
+	if err := replied(c.rest); err != nil {
+		_, lineErr := c.line('-', "an error")
+		return transport.Position{}, cmp.Or(lineErr, err)
+	}
+	id, err := c.bulk()
+	if err != nil {
+		if missing != nil {
+			err = missing
+		}
+		return transport.Position{}, err
+	}
+	return parseID(id)
 }

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/echobus/echo/transport"
 )
 
@@ -73,9 +71,13 @@ func (s *member) ackIDs(ctx context.Context, ids []transport.Position) (n int, a
 	args := append(make([]any, 0, 3+len(ids)), "XACK", s.key, s.name.group)
 	args = appendIDs(args, ids)
 	again, err = s.t.retrying(ctx, func() error {
-		cmd := redis.NewIntCmd(ctx, args...)
-		err := s.t.clients.cmd.Process(ctx, cmd)
-		n = int(cmd.Val())
+		var reply sink
+		if err := raw(ctx, s.t.clients.command(), &reply, 1, args); err != nil {
+			return err
+		}
+		c := cursor{reply.b}
+		k, err := c.integer()
+		n = int(k)
 		return err
 	})
 	return n, again, err
@@ -214,7 +216,7 @@ func (s *member) settleSome(ctx context.Context, what string, rs []transport.Rec
 	args = appendIDs(args, ids)
 	var reply sink
 	again, err := s.t.retrying(ctx, func() error {
-		reply = reply[:0]
+		reply.b = reply.b[:0]
 		return s.t.run(ctx, settleScript, []string{s.key}, &reply, args...)
 	})
 	if faultOf(err) == lostGroup {
@@ -226,7 +228,7 @@ func (s *member) settleSome(ctx context.Context, what string, rs []transport.Rec
 	if again && what != "extend" {
 		return nil, nil // the first reply was lost: it may have settled them
 	}
-	c := cursor{reply}
+	c := cursor{reply.b}
 	n, err := c.array()
 	if err != nil {
 		return nil, err

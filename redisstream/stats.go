@@ -5,8 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/echobus/echo/transport"
 )
 
@@ -101,10 +99,7 @@ func (t *Transport) Groups(ctx context.Context, topic string) ([]GroupInfo, erro
 		return nil, err
 	}
 	key := t.key(topic)
-	groups, err := t.clients.cmd.XInfoGroups(ctx, key).Result()
-	if redis.HasErrorPrefix(err, "no such key") {
-		return nil, nil
-	}
+	groups, err := t.groupsOf(ctx, key)
 	if err != nil {
 		return nil, describe("XINFO GROUPS", key, err)
 	}
@@ -114,7 +109,7 @@ func (t *Transport) Groups(ctx context.Context, topic string) ([]GroupInfo, erro
 	}
 	infos := make([]GroupInfo, len(groups))
 	for i, g := range groups {
-		infos[i] = GroupInfo{Name: g.Name, Consumers: int(g.Consumers), Pending: g.Pending, Lag: g.Lag}
+		infos[i] = GroupInfo{Name: g.text("name"), Consumers: int(g.number("consumers")), Pending: g.number("pending"), Lag: g.number("lag")}
 		if err := t.oldest(ctx, key, g, now, &infos[i]); err != nil {
 			return nil, err
 		}
@@ -123,27 +118,39 @@ func (t *Transport) Groups(ctx context.Context, topic string) ([]GroupInfo, erro
 }
 
 // oldest fills in what a group's pending list and its place tell.
-func (t *Transport) oldest(ctx context.Context, key string, g redis.XInfoGroup, now time.Time, info *GroupInfo) error {
-	oldest := ""
-	if g.Pending > 0 {
-		p, err := t.clients.cmd.XPending(ctx, key, g.Name).Result()
+func (t *Transport) oldest(ctx context.Context, key string, g attributes, now time.Time, info *GroupInfo) error {
+	var oldest any
+	if info.Pending > 0 {
+		v, err := t.command(ctx, 1, "XPENDING", key, info.Name)
 		if err != nil {
 			return describe("XPENDING", key, err)
 		}
-		oldest, info.Waiting = p.Lower, p.Consumers[waiting]
+		if p, ok := v.([]any); ok && len(p) == 4 { // count, lowest, highest, consumers
+			oldest = p[1]
+			consumers, _ := p[3].([]any)
+			for _, c := range consumers {
+				if pair, ok := c.([]any); ok && len(pair) == 2 && pair[0] == waiting {
+					text, _ := pair[1].(string)
+					info.Waiting, _ = parseInt([]byte(text))
+				}
+			}
+		}
 	} else {
-		next, err := t.clients.cmd.XRangeN(ctx, key, "("+g.LastDeliveredID, "+", 1).Result()
+		v, err := t.command(ctx, 1, "XRANGE", key, "("+g.text("last-delivered-id"), "+", "COUNT", 1)
 		if err != nil {
 			return describe("XRANGE", key, err)
 		}
-		if len(next) > 0 {
-			oldest = next[0].ID
+		if list, ok := v.([]any); ok && len(list) == 1 {
+			if entry, ok := list[0].([]any); ok && len(entry) > 0 {
+				oldest = entry[0]
+			}
 		}
 	}
-	if oldest == "" {
+	id, ok := oldest.(string)
+	if !ok {
 		return nil
 	}
-	p, err := parseID(oldest)
+	p, err := parseID(id)
 	if err != nil {
 		return err
 	}

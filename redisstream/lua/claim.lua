@@ -22,6 +22,22 @@ local function before(a, b)
   return ams < bms or ams == bms and aseq < bseq
 end
 
+local function previous(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  if seq == '0' then
+    return string.format('%.0f-18446744073709551615', tonumber(ms) - 1)
+  end
+  return string.format('%s-%.0f', ms, tonumber(seq) - 1)
+end
+
+local function fields(list)
+  local t = {}
+  for i = 1, #list, 2 do
+    t[list[i]] = list[i + 1]
+  end
+  return t
+end
+
 local due, next = {}, -1
 for _, consumer in ipairs(redis.call('XPENDING', stream, group)[4] or {}) do
   local name = consumer[1]
@@ -54,34 +70,31 @@ if #ids > 0 then
   entries = redis.call('XCLAIM', stream, group, me, 0, unpack(ids))
 end
 
--- What was trimmed before the group got it. The group is moved on to the first
--- entry that is there, so that each loss is found once.
+-- What was trimmed before the group got it: the stream has had more entries
+-- than the group was given, and fewer are left. It is found once, as the
+-- group's count is set right. It is not looked for while the group is far behind.
 for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-  local g = {}
-  for i = 1, #info, 2 do
-    g[info[i]] = info[i + 1]
-  end
+  local g = fields(info)
   if g['name'] == group and g['lag'] and g['lag'] > 0 then
     local last = g['last-delivered-id']
-    local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
     local length = redis.call('XLEN', stream)
+    local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+    local unread
     if first == nil or before(last, first[1]) then
-      lost = g['lag'] - length
-      if lost > 0 then
-        local info, s = redis.call('XINFO', 'STREAM', stream), {}
-        for i = 1, #info, 2 do
-          s[info[i]] = info[i + 1]
-        end
-        local to = s['last-generated-id']
-        if first ~= nil then
-          local ms, seq = string.match(first[1], '^(%d+)-(%d+)$')
-          to = seq == '0' and string.format('%.0f-18446744073709551615', tonumber(ms) - 1)
-            or string.format('%s-%.0f', ms, tonumber(seq) - 1)
-        end
-        redis.call('XGROUP', 'SETID', stream, group, to, 'ENTRIESREAD', s['entries-added'] - length)
-      else
-        lost = 0
+      unread = length
+      if first ~= nil then
+        last = previous(first[1])
       end
+    else
+      unread = #redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 100)
+    end
+    if (unread < 100 or unread == length) and g['lag'] > unread then
+      lost = g['lag'] - unread
+      local s = fields(redis.call('XINFO', 'STREAM', stream))
+      if first == nil then
+        last = s['last-generated-id']
+      end
+      redis.call('XGROUP', 'SETID', stream, group, last, 'ENTRIESREAD', s['entries-added'] - unread)
     end
   end
 end
