@@ -1,5 +1,5 @@
 # The habits of this project in one place. They need Go, make and git;
-# scripts/setup adds what the race detector needs.
+# scripts/setup adds what the race detector and the tests need.
 
 MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
 SHELL := bash
@@ -12,7 +12,7 @@ FUZZTIME ?= 60s
 # The database of known vulnerabilities, or a mirror of it.
 VULNDB ?= https://vuln.go.dev
 
-.PHONY: help setup test lint lint-go lint-modules lint-vulnerabilities bench bench-quick fuzz cover guarantees
+.PHONY: help setup test soak lint lint-go lint-modules lint-vulnerabilities bench bench-quick fuzz cover guarantees
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,9 +21,12 @@ setup: ## Install what the tests need beyond Go
 	scripts/setup
 
 test: setup ## Run all tests with the race detector, in random order
-	CGO_ENABLED=1 go test -race -shuffle=on ./...
+	CGO_ENABLED=1 go test -race -shuffle=on -timeout 20m ./...
 	go test -run 'AtMostOnce|AMillion|TenThousand' . # what the race detector would distort
 	cd bench && CGO_ENABLED=1 go test -race -shuffle=on ./...
+
+soak: setup ## Run the faults of the Redis transport five times as long, and those that take long (half an hour)
+	ECHO_SOAK=5 go test -v -count=1 -timeout 60m -run 'Killed|Dies|Die|Rebalancing|Poison|Soak|PowerLoss|ClockJumps|Failover|Resharding|Cancel' ./redisstream
 
 lint: lint-go lint-modules lint-vulnerabilities ## Check format, vet, staticcheck, go fix, modules and known vulnerabilities
 
@@ -54,11 +57,13 @@ lint-vulnerabilities:
 		printf '%s\n' "$$out"; exit $$status; \
 	fi
 
-bench: ## Compare with the peers and write docs/performance.md (minutes; leave the machine alone)
+bench: setup ## Compare with the peers and write docs/performance*.md (ten minutes; leave the machine alone)
 	cd bench && go run . -suite memory -o ../docs/performance.md
+	cd bench && go run . -suite redis -o ../docs/performance-redis.md
 
-bench-quick: ## The same comparison in under a minute, printed only
+bench-quick: setup ## The same comparisons in two minutes, printed only
 	cd bench && go run . -suite memory -quick
+	cd bench && go run . -suite redis -quick
 
 # go test fuzzes one target of one package at a time.
 fuzz: ## Run every fuzz target for FUZZTIME (60s) each

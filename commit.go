@@ -21,6 +21,8 @@ type commit struct {
 	mu    sync.Mutex // guards the rest
 	busy  bool       // a Send is under way
 	queue []*queued
+	spare []*queued // memory of an earlier queue
+	free  []*queued // whose publishers have had their outcome
 }
 
 // queued is a message that waits for its turn.
@@ -67,7 +69,8 @@ func (c *commit) send(ctx context.Context, topic string, msgs []transport.Messag
 	}
 	c.mu.Lock()
 	if c.busy {
-		q := &queued{msg: msgs[0], done: make(chan error, 1)}
+		q := c.unused()
+		q.msg = msgs[0]
 		c.queue = append(c.queue, q)
 		c.mu.Unlock()
 		return c.await(ctx, q)
@@ -89,10 +92,32 @@ func (c *commit) next() {
 	c.bus.sending.Go(c.drain)
 }
 
+// unused returns a queued that nobody uses. The caller holds mu.
+func (c *commit) unused() *queued {
+	if last := len(c.free) - 1; last >= 0 {
+		q := c.free[last]
+		c.free = c.free[:last]
+		return q
+	}
+	return &queued{done: make(chan error, 1)}
+}
+
+// reuse lets q, whose publisher has had its outcome, be used again while the
+// queue lasts.
+func (c *commit) reuse(q *queued) {
+	q.msg, q.batch = transport.Message{}, nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.busy && len(c.free) < maxCommit {
+		c.free = append(c.free, q)
+	}
+}
+
 // await waits for the outcome of a queued message, or leaves.
 func (c *commit) await(ctx context.Context, q *queued) (int, error) {
 	select {
 	case err := <-q.done:
+		c.reuse(q)
 		if err != nil {
 			return 0, err
 		}
@@ -115,7 +140,7 @@ func (c *commit) await(ctx context.Context, q *queued) (int, error) {
 func (c *commit) drain() {
 	var msgs []transport.Message
 	for {
-		batch, ctx := c.take()
+		batch, j, ctx := c.take()
 		if batch == nil {
 			return
 		}
@@ -124,28 +149,37 @@ func (c *commit) drain() {
 			msgs = append(msgs, q.msg)
 		}
 		c.sendAll(ctx, batch, msgs)
-		batch[0].batch.cancel()
+		j.cancel()
 		clear(msgs)
+		clear(batch)
+		c.mu.Lock()
+		c.spare = batch[:0]
+		c.mu.Unlock()
 	}
 }
 
 // take removes the next batch from the queue, or ends the commit's turn.
-func (c *commit) take() ([]*queued, context.Context) {
+func (c *commit) take() ([]*queued, *joined, context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := min(len(c.queue), maxCommit)
 	if n == 0 {
-		c.busy, c.queue = false, nil
-		return nil, nil
+		c.busy, c.queue, c.spare, c.free = false, nil, nil, nil
+		return nil, nil, nil
 	}
 	batch := c.queue[:n:n]
-	c.queue = c.queue[n:]
+	if n == len(c.queue) {
+		batch, c.queue = c.queue, c.spare
+	} else {
+		c.queue = c.queue[n:]
+	}
+	c.spare = nil
 	ctx, cancel := context.WithCancel(context.Background())
 	j := &joined{left: n, cancel: cancel}
 	for _, q := range batch {
 		q.batch = j
 	}
-	return batch, ctx
+	return batch, j, ctx
 }
 
 // sendAll sends a batch and tells each publisher its outcome. A message that

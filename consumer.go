@@ -409,7 +409,8 @@ func (c *consumer) ack(rs []transport.Receipt) {
 // ackSoon acknowledges, beside the next receive where that takes a while, and
 // returns rs if it may be used again.
 func (c *consumer) ackSoon(rs []transport.Receipt) []transport.Receipt {
-	if c.bus.immediate {
+	const few = 16 // messages for which a goroutine costs more than it gains
+	if c.bus.immediate || len(rs) < few {
 		c.ack(rs)
 		return rs
 	}

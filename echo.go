@@ -62,10 +62,9 @@ type Bus struct {
 	immediate bool             // its Send gains nothing from group commit
 	decoders  map[string]Codec // by content type
 
-	// settling is the context of settlements: no caller's, it lasts until the
-	// bus is closed or gives up.
+	// settling is the context of settlements: no caller's. It does not end; a
+	// transport that is closed ends its calls.
 	settling context.Context
-	giveUp   context.CancelCauseFunc
 
 	sending sync.WaitGroup // group commits under way
 	closed  atomic.Bool    // refuses publishing
@@ -103,7 +102,7 @@ func New(opts ...BusOption) *Bus {
 	addCodecs(b.decoders, []Codec{JSON, Bytes, Text})
 	addCodecs(b.decoders, append([]Codec{b.cfg.codec}, b.cfg.also...))
 	b.err = errors.Join(b.cfg.errs...)
-	b.settling, b.giveUp = context.WithCancelCause(context.Background())
+	b.settling = context.Background()
 	return b
 }
 
@@ -152,7 +151,6 @@ func (b *Bus) close(ctx context.Context) (Account, error) {
 	if running == 0 {
 		b.sending.Wait()
 	}
-	b.giveUp(ErrClosed)
 	err := b.transport.Close()
 	if running > 0 {
 		err = errors.Join(fmt.Errorf("%d handlers still running: %w", running, context.Cause(ctx)), err)

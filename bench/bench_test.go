@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -8,9 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/echobus/echo/internal/redistest"
 )
 
 func TestContendersCarryEverything(t *testing.T) {
@@ -19,15 +24,31 @@ func TestContendersCarryEverything(t *testing.T) {
 		for _, subs := range []int{1, 8} {
 			t.Run(fmt.Sprintf("%s to %d", c.name, subs), func(t *testing.T) {
 				t.Parallel()
-				testCarries(t, c, subs, 1000)
+				testCarries(t, c, task{subscribers: subs}, 1000)
 			})
 		}
 	}
 }
 
+func TestRedisContendersCarryEverything(t *testing.T) {
+	s := testServer(t)
+	for _, c := range []contender{s.echo(), s.watermill(), s.raw()} {
+		for _, k := range []task{{subscribers: 1}, {subscribers: 3}, {subscribers: 2, publishers: 64}, {subscribers: 1, batch: 100}} {
+			t.Run(fmt.Sprintf("%s, %+v", c.name, k), func(t *testing.T) {
+				testCarries(t, c, k, 1050)
+			})
+		}
+	}
+}
+
+func testServer(t *testing.T) *server {
+	return &server{redistest.Start(t)}
+}
+
 // testCarries publishes n orders and expects each to be handled once by every
 // subscriber, or by one of them if they share.
-func testCarries(t *testing.T, c contender, subs, n int) {
+func testCarries(t *testing.T, c contender, k task, n int) {
+	subs := k.subscribers
 	counts := make([][]int, subs)
 	handlers := make([]handler, subs)
 	for i := range handlers {
@@ -44,18 +65,11 @@ func testCarries(t *testing.T, c contender, subs, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range n {
-		o := sample
-		o.Quantity = i
-		if err := s.publish(o); err != nil {
-			t.Fatal(err)
-		}
-	}
 	due := int64(n * subs)
 	if c.shared {
 		due = int64(n)
 	}
-	if err := await(s, due); err != nil {
+	if err := c.carry(&numbering{session: s}, k, n); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.close(); err != nil {
@@ -78,9 +92,28 @@ func testCarries(t *testing.T, c contender, subs, n int) {
 	}
 }
 
+// numbering is a session that numbers the orders it is given, in Quantity.
+type numbering struct {
+	session
+	n atomic.Int64
+}
+
+func (s *numbering) publish(o order) error {
+	o.Quantity = int(s.n.Add(1)) - 1
+	return s.session.publish(o)
+}
+
+func (s *numbering) publishBatch(os []order) error {
+	os = slices.Clone(os)
+	for i := range os {
+		os[i].Quantity = int(s.n.Add(1)) - 1
+	}
+	return s.session.(batcher).publishBatch(os)
+}
+
 func TestMeasure(t *testing.T) {
 	t.Parallel()
-	c := comparison{name: "a/case", subscribers: 4, ours: echoGroup, peer: bufferedChannel}
+	c := comparison{name: "a/case", task: task{subscribers: 4}, ours: echoGroup, peer: bufferedChannel}
 	r, err := c.measure(5, 5*time.Millisecond, time.Now().Add(time.Minute))
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +125,7 @@ func TestMeasure(t *testing.T) {
 
 func TestMeasureKeepsToItsTime(t *testing.T) {
 	t.Parallel()
-	c := comparison{subscribers: 1, ours: bufferedChannel, peer: bufferedChannel}
+	c := comparison{task: task{subscribers: 1}, ours: bufferedChannel, peer: bufferedChannel}
 	r, err := c.measure(50, time.Millisecond, time.Now())
 	if err != nil || r.rounds != fewest {
 		t.Errorf("%d rounds after the time was up, want %d; error %v", r.rounds, fewest, err)
@@ -130,7 +163,7 @@ func TestCarryKeepsWindow(t *testing.T) {
 	t.Parallel()
 	for _, window := range []int{0, 32, 100} {
 		s := new(slowSession)
-		if err := (contender{window: window}).carry(s, 1, 500); err != nil {
+		if err := (contender{window: window}).carry(s, task{subscribers: 1}, 500); err != nil {
 			t.Fatal(err)
 		}
 		want := int64(window)
@@ -146,12 +179,11 @@ func TestCarryKeepsWindow(t *testing.T) {
 func TestPaced(t *testing.T) {
 	t.Parallel()
 	const n, gap = 200, 100 * time.Microsecond
-	begin := time.Now()
-	times, err := paced(watermillGoChannel, gap, n)
+	times, took, err := paced(watermillGoChannel, gap, n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(begin); took < (n-1)*gap {
+	if took < (n-1)*gap {
 		t.Errorf("%d messages, one every %v, were published within %v", n, gap, took)
 	}
 	if len(times) != n-n/10 {
@@ -170,7 +202,7 @@ func TestPacedCountsLateness(t *testing.T) {
 	t.Parallel()
 	const n, gap, block = 20, time.Millisecond, 30 * time.Millisecond
 	c := contender{open: func(hs []handler) (session, error) { return &blockingSession{handle: hs[0], block: block}, nil }}
-	times, err := paced(c, gap, n)
+	times, _, err := paced(c, gap, n)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +233,7 @@ func (s *blockingSession) close() error { return nil }
 func TestLatencies(t *testing.T) {
 	t.Parallel()
 	top := result{comparison: comparison{ours: echoJSON, peer: watermillGoChannel}, oursNS: 20_000, peerNS: 50_000}
-	ls, err := latencies(plan{pace: 100 * time.Millisecond}, top)
+	ls, err := latencies(plan{pace: 100 * time.Millisecond}, tenths(top))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +241,7 @@ func TestLatencies(t *testing.T) {
 		t.Fatalf("%d rows, want 3", len(ls))
 	}
 	for i, gap := range []time.Duration{200 * time.Microsecond, 500 * time.Microsecond, 500 * time.Microsecond} {
-		if l := ls[i]; l.gap != gap || l.p50 <= 0 || l.p99 < l.p50 || l.messages == 0 {
+		if l := ls[i]; l.gap != gap || l.p50 <= 0 || l.p99 < l.p50 || l.messages == 0 || l.carried <= 0 {
 			t.Errorf("row %d is %+v, want one at a gap of %v", i, l, gap)
 		}
 	}
@@ -273,15 +305,18 @@ func TestGrouped(t *testing.T) {
 // testReport is a report with names that would break the chart if they were
 // not escaped.
 func testReport() *report {
-	r := &report{suite: "memory", command: "go run . -suite memory", plan: newPlan(false), machine: thisMachine()}
+	r := &report{suite: memorySuite, command: "go run . -suite memory", plan: memorySuite.full, machine: thisMachine(memorySuite.peers)}
 	for i, c := range memoryCases {
 		r.results = append(r.results, newResult(c, []float64{float64(200 + i)}, []float64{float64(1000 * (i + 1))}))
 	}
 	r.results[1].what = `<a> & "b" ]]>`
+	var tuned []result
 	for _, c := range tunedCases() {
-		r.tuned = append(r.tuned, newResult(c, []float64{500}, []float64{4000}))
+		tuned = append(tuned, newResult(c, []float64{500}, []float64{4000}))
 	}
-	r.latencies = []latency{{who: "echo, JSON", load: "a tenth", gap: time.Millisecond, messages: 10, p50: 1500, p99: 20_000}}
+	r.sections = []section{tunedSection(tuned), {heading: "Latency", text: memoryLatencyText + openLoopText, table: latencyTable([]latency{
+		{contender: echoJSON, load: "a tenth", gap: time.Millisecond, messages: 10, carried: 999, p50: 1500, p99: 20_000},
+	})}}
 	return r
 }
 
@@ -290,9 +325,19 @@ func TestPrintHasRatioLines(t *testing.T) {
 	(&steps{w: &out, n: 7}).next("memory/json/1x1/watermill")
 	r := testReport()
 	r.print(&out)
-	line := regexp.MustCompile(`^RATIO (memory/[a-z0-9/]+) (\d+\.\d\d)$`)
+	want := []string{
+		"memory/json/1x1/watermill", "memory/json/1x8/watermill", "memory/value/1x1/watermill",
+		"memory/value/1x8/watermill", "memory/json/1x1/gocloud", "memory/value/group4/channel",
+	}
+	testRatioLines(t, out.String(), r.results, want)
+}
+
+// testRatioLines expects a RATIO line for each case, and those of the results.
+func testRatioLines(t *testing.T, out string, results []result, want []string) {
+	t.Helper()
+	line := regexp.MustCompile(`^RATIO ([a-z0-9/]+) (\d+\.\d\d)$`)
 	var cases []string
-	for l := range strings.Lines(out.String()) {
+	for l := range strings.Lines(out) {
 		l = strings.TrimSuffix(l, "\n")
 		if !strings.HasPrefix(l, "RATIO") {
 			continue
@@ -301,16 +346,12 @@ func TestPrintHasRatioLines(t *testing.T) {
 		if m == nil {
 			t.Fatalf("line %q is not RATIO <case> <x>", l)
 		}
-		if want := fmt.Sprintf("%.2f", r.results[len(cases)].ratio); m[2] != want {
+		if want := fmt.Sprintf("%.2f", results[len(cases)].ratio); m[2] != want {
 			t.Errorf("%s has ratio %s, want %s", m[1], m[2], want)
 		}
 		cases = append(cases, m[1])
 	}
-	want := []string{
-		"memory/json/1x1/watermill", "memory/json/1x8/watermill", "memory/value/1x1/watermill",
-		"memory/value/1x8/watermill", "memory/json/1x1/gocloud", "memory/value/group4/channel",
-	}
-	if fmt.Sprint(cases) != fmt.Sprint(want) {
+	if !slices.Equal(cases, want) {
 		t.Errorf("RATIO lines for %v, want %v", cases, want)
 	}
 }
@@ -318,7 +359,7 @@ func TestPrintHasRatioLines(t *testing.T) {
 func TestChartIsWellFormed(t *testing.T) {
 	small := &report{results: []result{newResult(memoryCases[0], []float64{0.5}, []float64{0.5})}}
 	for _, r := range []*report{testReport(), small, {}} {
-		testWellFormed(t, r.chart())
+		testWellFormed(t, r.draw())
 	}
 }
 
@@ -358,27 +399,14 @@ func TestChartBarsHaveRoom(t *testing.T) {
 	}
 }
 
-func TestWrite(t *testing.T) {
-	page := filepath.Join(t.TempDir(), "performance.md")
-	r := testReport()
-	if err := r.write(page); err != nil {
-		t.Fatal(err)
-	}
+// testPage expects a page to have some texts.
+func testPage(t *testing.T, page string, wants []string) {
+	t.Helper()
 	text, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{
-		"# Performance\n",
-		"cd bench && go run . -suite memory\n",
-		"](performance-memory.svg)",
-		"| memory/json/1x1/gocloud | ",
-		"at least\n  64,000 messages",
-		"up to 15 rounds of about 500 ms",
-		"OutputChannelBuffer 1024",
-		"| echo, JSON | a tenth | 1,000 | 1.5 | 20.0 | 10 |",
-		"| Go | go1.",
-	} {
+	for _, want := range wants {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("the page lacks %q:\n%s", want, text)
 		}
@@ -386,6 +414,25 @@ func TestWrite(t *testing.T) {
 	if strings.Contains(string(text), "%!") {
 		t.Errorf("the page has a formatting mistake:\n%s", text)
 	}
+}
+
+func TestWrite(t *testing.T) {
+	page := filepath.Join(t.TempDir(), "performance.md")
+	r := testReport()
+	if err := r.write(page); err != nil {
+		t.Fatal(err)
+	}
+	testPage(t, page, []string{
+		"# Performance\n",
+		"cd bench && go run . -suite memory\n",
+		"](performance-memory.svg)",
+		"| memory/json/1x1/gocloud | ",
+		"at least\n  64,000 messages",
+		"up to 15 rounds of about 500 ms",
+		"OutputChannelBuffer 1024",
+		"| echo, JSON | a tenth | 1,000 | 999 | 1.5 | 20.0 | 10 |",
+		"| Go | go1.",
+	})
 	svg, err := os.ReadFile(filepath.Join(filepath.Dir(page), "performance-memory.svg"))
 	if err != nil {
 		t.Fatal(err)
@@ -393,9 +440,70 @@ func TestWrite(t *testing.T) {
 	testWellFormed(t, svg)
 }
 
+// The whole suite, as short as can be.
+func TestMeasureRedis(t *testing.T) {
+	r := &report{suite: redisSuite, command: "go run . -suite redis", machine: thisMachine(redisSuite.peers)}
+	r.plan = plan{rounds: fewest, round: 5 * time.Millisecond, pace: 50 * time.Millisecond, deaths: 1, legacy: 300, claims: 1, idle: 1200 * time.Millisecond}
+	var out strings.Builder
+	if err := measureRedis(&out, r); err != nil {
+		t.Fatal(err)
+	}
+	r.print(&out)
+	testRatioLines(t, out.String(), r.results, []string{
+		"redis/e2e/64pub/watermill", "redis/e2e/batch/watermill", "redis/e2e/batch/raw",
+		"redis/publish/256pub/xadd", "redis/e2e/1pub/watermill", "redis/recover/watermill",
+	})
+	for _, who := range []string{"echo/group", "echo/broadcast", "watermill/group", "watermill/broadcast"} {
+		if !regexp.MustCompile(`(?m)^IDLE ` + who + ` [1-9]?\d\.\d\d$`).MatchString(out.String()) {
+			t.Errorf("no IDLE line for %s in\n%s", who, &out)
+		}
+	}
+	page := filepath.Join(t.TempDir(), redisSuite.page)
+	if err := r.write(page); err != nil {
+		t.Fatal(err)
+	}
+	testPage(t, page, []string{
+		"# Performance over Redis\n",
+		"](performance-redis.svg)",
+		"| redis/recover/watermill | 300 messages of a dead consumer, ",
+		"| Redis | ",
+		"| go-redis | v9.",
+		"has left 300 messages unacknowledged",
+		"## Latency\n",
+		"| echo | one every 200µs | 5,000 | ",
+		"## Idle\n",
+	})
+	svg, err := os.ReadFile(filepath.Join(filepath.Dir(page), "performance-redis.svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	testWellFormed(t, svg)
+}
+
+func TestMonitor(t *testing.T) {
+	t.Parallel()
+	s := testServer(t)
+	ctx := context.Background()
+	go func() {
+		time.Sleep(200 * time.Millisecond)
+		for range 10 {
+			s.Client().Set(ctx, "x", "[0 lua]", 0)
+		}
+		s.Client().Eval(ctx, "for i = 1, 3 do redis.call('GET', 'x') end", nil)
+	}()
+	sent, inner, err := s.monitor(time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The client says HELLO and the like too, when it connects.
+	if sent < 11 || sent > 16 || inner != 3 {
+		t.Errorf("%d commands sent and %d called by scripts, want 11 and a few, and 3", sent, inner)
+	}
+}
+
 func TestRunRefuses(t *testing.T) {
 	err := run(io.Discard, options{suite: "mermory"}, nil)
-	if err == nil || !strings.Contains(err.Error(), `"mermory"`) || !strings.Contains(err.Error(), "memory") {
+	if err == nil || !strings.Contains(err.Error(), `"mermory"`) || !strings.Contains(err.Error(), "memory or redis") {
 		t.Errorf("an unknown suite has the error %v", err)
 	}
 	if err := run(io.Discard, options{suite: "memory"}, []string{"quick"}); err == nil {

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,7 +17,15 @@ type plan struct {
 	round  time.Duration // how long a round shall take
 	pace   time.Duration // how long to measure each latency
 	budget time.Duration // how long all of it shall take at most
-	tuned  bool          // whether to measure tuned peers too
+
+	// Of the suite memory.
+	tuned bool // whether to measure tuned peers too
+
+	// Of the suite redis.
+	deaths int           // how often a consumer dies
+	legacy int           // messages that it leaves
+	claims int           // how often Watermill may claim some of them
+	idle   time.Duration // how long to watch what does nothing
 }
 
 // A case has so many rounds even when the time is up.
@@ -42,12 +53,25 @@ type session interface {
 	close() error
 }
 
+// batcher is a session that publishes several orders at once.
+type batcher interface {
+	session
+	publishBatch([]order) error
+}
+
+// task is what the contenders of a case do.
+type task struct {
+	subscribers int
+	publishers  int // goroutines, each of which awaits its own publish; 0: one
+	batch       int // messages to publish at once, by one goroutine; 0: single ones
+}
+
 // comparison is a case: two contenders at the same task.
 type comparison struct {
-	name        string // RATIO name
-	what        string
-	subscribers int
-	ours, peer  contender
+	name string // RATIO name
+	what string
+	task
+	ours, peer contender
 }
 
 type result struct {
@@ -64,7 +88,7 @@ func (c comparison) measure(rounds int, round time.Duration, until time.Time) (r
 	sides := []contender{c.ours, c.peer}
 	counts := make([]int, len(sides))
 	for i, s := range sides {
-		n, err := calibrate(s, c.subscribers, round)
+		n, err := calibrate(s, c.task, round)
 		if err != nil {
 			return result{}, fmt.Errorf("%s: %s: %w", c.name, s.name, err)
 		}
@@ -76,7 +100,7 @@ func (c comparison) measure(rounds int, round time.Duration, until time.Time) (r
 	times := make([][]float64, len(sides))
 	for r := 0; r < max(rounds, fewest) && (r < fewest || time.Now().Before(until)); r++ {
 		for i, s := range sides {
-			ns, err := timed(s, c.subscribers, counts[i])
+			ns, err := timed(s, c.task, counts[i])
 			if err != nil {
 				return result{}, fmt.Errorf("%s: %s: %w", c.name, s.name, err)
 			}
@@ -103,10 +127,10 @@ func newResult(c comparison, ours, peer []float64) result {
 }
 
 // calibrate finds how many messages a contender carries in a round.
-func calibrate(s contender, subscribers int, round time.Duration) (int, error) {
+func calibrate(s contender, t task, round time.Duration) (int, error) {
 	n := 2000
 	for {
-		ns, err := timed(s, subscribers, n)
+		ns, err := timed(s, t, n)
 		if err != nil {
 			return 0, err
 		}
@@ -119,17 +143,17 @@ func calibrate(s contender, subscribers int, round time.Duration) (int, error) {
 }
 
 // timed returns the nanoseconds per message of one fresh session.
-func timed(c contender, subscribers, n int) (float64, error) {
-	s, err := c.open(slices.Repeat([]handler{check}, subscribers))
+func timed(c contender, t task, n int) (float64, error) {
+	s, err := c.open(slices.Repeat([]handler{check}, t.subscribers))
 	if err != nil {
 		return 0, err
 	}
-	if err := c.carry(s, subscribers, n/10); err != nil { // goroutines, buffers, caches
+	if err := c.carry(s, t, n/10); err != nil { // goroutines, buffers, caches
 		return 0, err
 	}
 	runtime.GC()
 	begin := time.Now()
-	if err := c.carry(s, subscribers, n); err != nil {
+	if err := c.carry(s, t, n); err != nil {
 		return 0, err
 	}
 	if err := s.close(); err != nil { // what was handled is acknowledged now
@@ -150,14 +174,31 @@ func check(o order) {
 // which saves most of what looking costs.
 const glance = 16
 
-// carry publishes n messages, one after another, and returns when every
-// subscriber has handled what it is due.
-func (c contender) carry(s session, subscribers, n int) error {
-	copies := subscribers
+// carry publishes n messages and returns when every subscriber has handled
+// what it is due.
+func (c contender) carry(s session, t task, n int) error {
+	copies := t.subscribers
 	if c.shared {
-		copies = 1
+		copies = min(copies, 1)
 	}
 	before := s.total()
+	var err error
+	switch {
+	case t.batch > 1:
+		err = publishBatches(s, t.batch, n)
+	case t.publishers > 1:
+		err = publishAtOnce(s, t.publishers, n)
+	default:
+		err = c.publishAll(s, before, copies, n)
+	}
+	if err != nil {
+		return err
+	}
+	return await(s, before+int64(n*copies))
+}
+
+// publishAll publishes n messages, one after another, within the window.
+func (c contender) publishAll(s session, before int64, copies, n int) error {
 	for i := range n {
 		if c.window > 0 && i%glance == 0 {
 			if err := await(s, before+int64((i+glance-c.window)*copies)); err != nil {
@@ -168,22 +209,56 @@ func (c contender) carry(s session, subscribers, n int) error {
 			return err
 		}
 	}
-	return await(s, before+int64(n*copies))
+	return nil
+}
+
+func publishBatches(s session, size, n int) error {
+	b, ok := s.(batcher)
+	if !ok {
+		return fmt.Errorf("%T publishes no batches", s)
+	}
+	batch := slices.Repeat([]order{sample}, size)
+	for ; n > 0; n -= size {
+		if err := b.publishBatch(batch[:min(n, size)]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// publishAtOnce publishes n messages from so many goroutines, each of which
+// awaits its publish before the next.
+func publishAtOnce(s session, publishers, n int) error {
+	var begun atomic.Int64
+	var publishing sync.WaitGroup
+	errs := make([]error, publishers)
+	for i := range errs {
+		publishing.Go(func() {
+			for errs[i] == nil && begun.Add(1) <= int64(n) {
+				errs[i] = s.publish(sample)
+			}
+		})
+	}
+	publishing.Wait()
+	return errors.Join(errs...)
 }
 
 // await waits until a session has handled so many messages. One that gets
 // nothing done for long will not, because it lost some.
 func await(s session, want int64) error {
 	const long = 10 * time.Second
-	last, since := s.total(), time.Now()
+	begin := time.Now()
+	last, since := s.total(), begin
 	for n := last; n < want; n = s.total() {
+		now := time.Now()
 		if n > last {
-			last, since = n, time.Now()
+			last, since = n, now
 		}
-		if time.Since(since) > long {
+		if now.Sub(since) > long {
 			return fmt.Errorf("no message handled in %v, %d are missing", long, want-n)
 		}
-		time.Sleep(20 * time.Microsecond)
+		// Looking often takes the processor from those who are looked at.
+		time.Sleep(min(max(now.Sub(begin)/1000, 20*time.Microsecond), time.Millisecond))
 	}
 	return nil
 }

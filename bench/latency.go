@@ -8,13 +8,14 @@ import (
 	"time"
 )
 
-// latency is how long messages were under way at a steady rate: from just
-// before Publish to the handler's entry.
+// latency is how long messages of a contender were under way at a steady rate:
+// from just before Publish to the handler's entry.
 type latency struct {
-	who      string
+	contender
 	load     string // the rate in words
 	gap      time.Duration
 	messages int
+	carried  float64 // messages per second that were handled; fewer than were due if it did not keep up
 	p50, p99 time.Duration
 }
 
@@ -22,41 +23,43 @@ type latency struct {
 // machine hits everybody.
 const turns = 5
 
-// latencies measures both contenders of a result at a tenth of their own top
-// rates, and ours at a tenth of the peer's too, which is the same load for both.
-func latencies(p plan, top result) ([]latency, error) {
+// tenths are loads for both contenders of a result: each at a tenth of its own
+// top rate, and ours at a tenth of the peer's too, which is the same load for both.
+func tenths(top result) []latency {
 	tenth := func(ns float64) time.Duration { return time.Duration(10 * ns) }
-	runs := []struct {
-		contender
-		latency
-	}{
-		{top.ours, latency{load: "a tenth of its top rate", gap: tenth(top.oursNS)}},
-		{top.ours, latency{load: "a tenth of the peer's", gap: tenth(top.peerNS)}},
-		{top.peer, latency{load: "a tenth of its top rate", gap: tenth(top.peerNS)}},
+	return []latency{
+		{contender: top.ours, load: "a tenth of its top rate", gap: tenth(top.oursNS)},
+		{contender: top.ours, load: "a tenth of the peer's", gap: tenth(top.peerNS)},
+		{contender: top.peer, load: "a tenth of its top rate", gap: tenth(top.peerNS)},
 	}
-	times := make([][]time.Duration, len(runs))
+}
+
+// latencies measures each contender at its load, and fills in what it was.
+func latencies(p plan, ls []latency) ([]latency, error) {
+	times := make([][]time.Duration, len(ls))
+	took := make([]time.Duration, len(ls))
 	for range turns {
-		for i, r := range runs {
-			ts, err := paced(r.contender, r.gap, int(p.pace/turns/r.gap))
+		for i, l := range ls {
+			ts, d, err := paced(l.contender, l.gap, int(p.pace/turns/l.gap))
 			if err != nil {
-				return nil, fmt.Errorf("latency of %s: %w", r.name, err)
+				return nil, fmt.Errorf("latency of %s: %w", l.name, err)
 			}
 			times[i] = append(times[i], ts...)
+			took[i] += d
 		}
 	}
-	var ls []latency
-	for i, r := range runs {
-		slices.Sort(times[i])
-		l := r.latency
-		l.who, l.messages = r.name, len(times[i])
-		l.p50, l.p99 = percentile(times[i], 50), percentile(times[i], 99)
-		ls = append(ls, l)
+	for i := range ls {
+		l, ts := &ls[i], times[i]
+		slices.Sort(ts)
+		l.messages = len(ts)
+		l.carried = float64(turns*int(p.pace/turns/l.gap)) / took[i].Seconds()
+		l.p50, l.p99 = percentile(ts, 50), percentile(ts, 99)
 	}
 	return ls, nil
 }
 
-// paced publishes n messages, one every gap, to one subscriber and returns how
-// long each was under way, but for the first tenth.
+// paced publishes n messages, one every gap, to one subscriber. It returns how
+// long each was under way, but for the first tenth, and how long all took.
 //
 // The load is an open loop: message i is due at begin + i·gap whatever became
 // of those before, and its latency counts from then. A publisher that is late,
@@ -65,14 +68,14 @@ func latencies(p plan, top result) ([]latency, error) {
 // that is on time publishes the moment the message is due.
 //
 // The sequence number travels in Quantity.
-func paced(c contender, gap time.Duration, n int) ([]time.Duration, error) {
-	times := make([]time.Duration, n)
+func paced(c contender, gap time.Duration, n int) (times []time.Duration, took time.Duration, err error) {
+	times = make([]time.Duration, n)
 	var begin time.Time
 	s, err := c.open([]handler{func(o order) {
 		times[o.Quantity] = time.Since(begin) - time.Duration(o.Quantity)*gap
 	}})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	runtime.GC()
 	o := sample
@@ -81,13 +84,14 @@ func paced(c contender, gap time.Duration, n int) ([]time.Duration, error) {
 		o.Quantity = i
 		pause(begin.Add(time.Duration(i) * gap))
 		if err := s.publish(o); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 	}
 	if err := await(s, int64(n)); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return times[n/10:], s.close()
+	took = time.Since(begin)
+	return times[n/10:], took, s.close()
 }
 
 // pause waits until due. It sleeps through all but the last milliseconds of a

@@ -16,18 +16,18 @@ type machine struct {
 	versions                  [][]string // of echo and its peers
 }
 
-func thisMachine() machine {
-	return machine{
-		date:   time.Now().UTC().Format(time.DateOnly),
-		cpu:    fmt.Sprintf("%s, %d cores, GOMAXPROCS %d", field("/proc/cpuinfo", "model name", ":"), runtime.NumCPU(), runtime.GOMAXPROCS(0)),
-		system: fmt.Sprintf("%s, %s %s", field("/etc/os-release", "PRETTY_NAME", "="), runtime.GOOS, line("/proc/sys/kernel/osrelease")),
-		golang: fmt.Sprintf("%s %s/%s", runtime.Version(), runtime.GOOS, runtime.GOARCH),
-		versions: [][]string{
-			{"echo", revision()},
-			{"Watermill", module("github.com/ThreeDotsLabs/watermill")},
-			{"Go Cloud", module("gocloud.dev")},
-		},
+func thisMachine(peers []peer) machine {
+	m := machine{
+		date:     time.Now().UTC().Format(time.DateOnly),
+		cpu:      fmt.Sprintf("%s, %d cores, GOMAXPROCS %d", field("/proc/cpuinfo", "model name", ":"), runtime.NumCPU(), runtime.GOMAXPROCS(0)),
+		system:   fmt.Sprintf("%s, %s %s", field("/etc/os-release", "PRETTY_NAME", "="), runtime.GOOS, line("/proc/sys/kernel/osrelease")),
+		golang:   fmt.Sprintf("%s %s/%s", runtime.Version(), runtime.GOOS, runtime.GOARCH),
+		versions: [][]string{{"echo", revision()}},
 	}
+	for _, p := range peers {
+		m.versions = append(m.versions, []string{p.name, module(p.module)})
+	}
+	return m
 }
 
 func (m machine) table() table {

@@ -14,15 +14,15 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"time"
 )
 
 func main() {
 	var o options
-	flag.StringVar(&o.suite, "suite", "memory", "the `name` of the comparison; there is: memory")
-	flag.BoolVar(&o.quick, "quick", false, "fewer and shorter rounds, done within 50 s in place of 5 min,\nand no tuned peers")
-	flag.StringVar(&o.page, "o", "", "write the results to this Markdown `file` too, with a chart\nbeside it, such as ../docs/performance.md")
+	flag.StringVar(&o.suite, "suite", "memory", "the `name` of the comparison: "+suiteNames())
+	flag.BoolVar(&o.quick, "quick", false, "fewer and shorter rounds, done within about a minute in place of\n5 or 6, and no tuned peers")
+	flag.StringVar(&o.page, "o", "", "write the results to this Markdown `file` too, with a chart\nbeside it, such as ../docs/"+memorySuite.page+" or ../docs/"+redisSuite.page)
 	flag.Usage = usage
 	flag.Parse()
 	o.command = strings.Join(append([]string{"go", "run", "."}, os.Args[1:]...), " ")
@@ -42,6 +42,11 @@ It prints its progress, tables of the results, and for each case a line
 	RATIO <case> <x>
 
 which says that a message takes x times less time with echo than with the peer.
+The suite redis needs a redis-server to start. It also prints lines
+
+	IDLE <subscription> <x>
+
+which say how many commands per second a subscription without messages sends.
 
 `)
 	flag.PrintDefaults()
@@ -58,16 +63,21 @@ func run(w io.Writer, o options, rest []string) error {
 	if len(rest) > 0 {
 		return fmt.Errorf("arguments %q: there are only flags", rest)
 	}
-	if o.suite != "memory" {
-		return fmt.Errorf("no suite %q; there is: memory", o.suite)
+	i := slices.IndexFunc(suites, func(s suite) bool { return s.name == o.suite })
+	if i < 0 {
+		return fmt.Errorf("no suite %q; there are: %s", o.suite, suiteNames())
 	}
+	s := suites[i]
 	if o.page != "" { // learn now, not in minutes, that it cannot be written
 		if err := os.MkdirAll(filepath.Dir(o.page), 0o777); err != nil {
 			return err
 		}
 	}
-	r := &report{suite: o.suite, command: o.command, plan: newPlan(o.quick), machine: thisMachine()}
-	if err := memory(w, r); err != nil {
+	r := &report{suite: s, plan: s.full, command: o.command, machine: thisMachine(s.peers)}
+	if o.quick {
+		r.plan = s.quick
+	}
+	if err := s.measure(w, r); err != nil {
 		return err
 	}
 	r.print(w)
@@ -77,9 +87,28 @@ func run(w io.Writer, o options, rest []string) error {
 	return r.write(o.page)
 }
 
-func newPlan(quick bool) plan {
-	if quick {
-		return plan{rounds: 11, round: 150 * time.Millisecond, pace: 1500 * time.Millisecond, budget: 40 * time.Second}
+// suite is comparisons that belong together.
+type suite struct {
+	name        string
+	page        string // what it is called in docs
+	title       string // of the page
+	heading     string // of the ratios on it
+	chart       string // what its chart shows
+	peers       []peer
+	quick, full plan
+	measure     func(io.Writer, *report) error // tells its progress and fills in the report
+	method      func(plan) string              // says how the ratios were measured
+}
+
+// peer is a module whose version goes on the page.
+type peer struct{ name, module string }
+
+var suites = []suite{memorySuite, redisSuite}
+
+func suiteNames() string {
+	names := make([]string, len(suites))
+	for i, s := range suites {
+		names[i] = s.name
 	}
-	return plan{rounds: 15, round: 500 * time.Millisecond, pace: 5 * time.Second, budget: 5 * time.Minute, tuned: true}
+	return strings.Join(names, " or ")
 }

@@ -13,13 +13,21 @@ import (
 
 // report is what a run found out.
 type report struct {
-	suite     string
-	command   string
-	plan      plan
-	machine   machine
-	results   []result
-	tuned     []result // information only
-	latencies []latency
+	suite
+	plan     plan
+	command  string
+	machine  machine
+	results  []result
+	sections []section
+	lines    []string // printed last
+}
+
+// section is a table beside that of the ratios.
+type section struct {
+	heading string // on the page
+	caption string // of the printed table
+	text    string // on the page, above the table
+	table   table
 }
 
 // table is a heading and rows of cells; it prints as text and as Markdown.
@@ -28,23 +36,20 @@ type table struct {
 	rows [][]string
 }
 
-const tunedNote = "For information: echo, JSON, against Watermill GoChannel tuned"
-
 // print writes the tables and, last, the RATIO lines.
 func (r *report) print(w io.Writer) {
 	fmt.Fprintln(w)
 	resultTable(r.results, result.who).text(w)
-	if len(r.tuned) > 0 {
-		fmt.Fprintf(w, "\n%s\n\n", tunedNote)
-		tunedTable(r.tuned).text(w)
-	}
-	if len(r.latencies) > 0 {
-		fmt.Fprintf(w, "\nLatency, one publisher, one subscriber, JSON\n\n")
-		latencyTable(r.latencies).text(w)
+	for _, s := range r.sections {
+		fmt.Fprintf(w, "\n%s\n\n", s.caption)
+		s.table.text(w)
 	}
 	fmt.Fprintln(w)
 	for _, x := range r.results {
 		fmt.Fprintf(w, "RATIO %s %.2f\n", x.name, x.ratio)
+	}
+	for _, l := range r.lines {
+		fmt.Fprintln(w, l)
 	}
 }
 
@@ -55,14 +60,6 @@ func resultTable(rs []result, compared func(result) string) table {
 	t := table{head: []string{"case", "compared", "ours ns/msg", "peer ns/msg", "ratio", "smallest–largest", "rounds"}}
 	for _, r := range rs {
 		t.rows = append(t.rows, append([]string{r.name, compared(r)}, figures(r)...))
-	}
-	return t
-}
-
-func tunedTable(rs []result) table {
-	t := table{head: []string{"subscribers", "peer with", "ours ns/msg", "peer ns/msg", "ratio", "smallest–largest", "rounds"}}
-	for _, r := range rs {
-		t.rows = append(t.rows, append([]string{strconv.Itoa(r.subscribers), r.peer.name}, figures(r)...))
 	}
 	return t
 }
@@ -78,12 +75,13 @@ func figures(r result) []string {
 }
 
 func latencyTable(ls []latency) table {
-	t := table{head: []string{"who", "load", "messages/s", "p50 µs", "p99 µs", "messages"}}
+	t := table{head: []string{"who", "load", "due/s", "carried/s", "p50 µs", "p99 µs", "messages"}}
 	for _, l := range ls {
 		t.rows = append(t.rows, []string{
-			l.who,
+			l.name,
 			l.load,
 			grouped(float64(time.Second) / float64(l.gap)),
+			grouped(l.carried),
 			micros(l.p50),
 			micros(l.p99),
 			grouped(float64(l.messages)),
@@ -151,18 +149,19 @@ func (t table) markdown(w io.Writer) {
 
 // write writes the page, and the chart beside it.
 func (r *report) write(page string) error {
-	svg := strings.TrimSuffix(page, filepath.Ext(page)) + "-" + r.suite + ".svg"
+	base := strings.TrimSuffix(page, filepath.Ext(page))
+	svg := strings.TrimSuffix(base, "-"+r.name) + "-" + r.name + ".svg"
 	var text strings.Builder
 	r.markdown(&text, filepath.Base(svg))
 	if err := os.WriteFile(page, []byte(text.String()), 0o666); err != nil {
 		return err
 	}
-	return os.WriteFile(svg, r.chart(), 0o666)
+	return os.WriteFile(svg, r.draw(), 0o666)
 }
 
-// chart shows what a message takes, ours and the peer's for each case.
-func (r *report) chart() []byte {
-	c := chart{title: "Time per message, in memory", note: "less is better; the figure at the right is how many times less time echo takes"}
+// draw draws what a message takes, ours and the peer's for each case.
+func (r *report) draw() []byte {
+	c := chart{title: r.chart, note: "less is better; the figure at the right is how many times less time echo takes"}
 	for _, x := range r.results {
 		c.groups = append(c.groups, group{
 			title: x.what,
@@ -174,71 +173,22 @@ func (r *report) chart() []byte {
 }
 
 func (r *report) markdown(w io.Writer, svg string) {
-	fmt.Fprintf(w, "# Performance\n\n")
+	fmt.Fprintf(w, "# %s\n\n", r.title)
 	fmt.Fprintf(w, "What a message costs with echo and with its peers, measured side by side. The\n")
 	fmt.Fprintf(w, "figures are one machine's on one day. The ratios carry over better than the\n")
 	fmt.Fprintf(w, "nanoseconds; to see your own:\n\n")
 	fmt.Fprintf(w, "    cd bench && %s\n\n", r.command)
 	r.machine.table().markdown(w)
-	fmt.Fprintf(w, "## In memory\n\n![Time per message of echo and its peers](%s)\n\n", svg)
+	fmt.Fprintf(w, "## %s\n\n![%s](%s)\n\n", r.heading, r.chart, svg)
 	resultTable(r.results, func(x result) string { return x.what + " (" + x.who() + ")" }).markdown(w)
-	r.method(w)
-	if len(r.tuned) > 0 {
-		fmt.Fprintf(w, "## Tuned peers\n\n%s", tunedText)
-		tunedTable(r.tuned).markdown(w)
-	}
-	if len(r.latencies) > 0 {
-		fmt.Fprintf(w, "## Latency\n\n%s", latencyText)
-		latencyTable(r.latencies).markdown(w)
+	fmt.Fprint(w, r.method(r.plan))
+	for _, s := range r.sections {
+		fmt.Fprintf(w, "## %s\n\n%s", s.heading, s.text)
+		s.table.markdown(w)
 	}
 }
 
-// method says how the ratios were measured.
-func (r *report) method(w io.Writer) {
-	fmt.Fprintf(w, methodText, grouped(float64(goCloudMem.least)), r.plan.rounds, r.plan.round.Milliseconds())
-}
-
-const methodText = `The ratio says how many times less time a message takes with echo than with the
-peer; smallest and largest are those of single rounds.
-
-- One goroutine publishes single messages, one call after another, as fast as
-  it can. A subscriber has one handler, which does nothing but look at a field.
-- A message counts when its handler has returned and it is acknowledged, by all
-  subscribers, on both sides: the time of a round includes the wait for the last
-  one and closing, which sends the acknowledgements that are left.
-- Everybody carries the same value of four fields. Where it travels as JSON,
-  encoding and decoding are part of the time, with encoding/json on both sides.
-- Everybody has its default configuration, and the publisher may be ahead of the
-  subscribers: with echo by 65,536 messages, with Watermill by any number. That
-  costs Watermill time, since it has goroutines for each of them.
-- Watermill and Go Cloud have no way to carry a value by reference, so the cases
-  by value compare with their JSON.
-- Go Cloud's mempubsub looks for messages again 250 ms after it found none. In
-  short rounds that pause would be most of the time. So its rounds have at least
-  %s messages, which hides the pause behind the publishing, and no bound on
-  what is unhandled, which would bring the pause back.
-- The Go channel in the last case has room for 1,024 values, and four goroutines
-  read it. It has no acknowledgements, no redelivery and no encoding: it is the
-  most that there is to win.
-- There are up to %d rounds of about %d ms of each side, by turns in one process,
-  each with a new bus, a warm-up and a garbage collection before. The ratio is
-  the median of the rounds' ratios, so a moment in which the machine was busy
-  with other things hardly shows.
-
-`
-
-const tunedText = `These rows are for information. They compare echo as it comes, with JSON, with
-Watermill's GoChannel under the options that bear on speed, and with a publisher
-that waits while too much is unhandled: GoChannel has goroutines for every
-such message, and is fastest when they are few.
-
-`
-
-const latencyText = `From just before Publish to the handler's entry, one publisher, one subscriber,
-JSON. The first and the last row are each at a tenth of what it can carry
-itself; the second row is echo at the peer's rate.
-
-The load is an open loop: each message has a time at which it is due, whatever
+const openLoopText = `The load is an open loop: each message has a time at which it is due, whatever
 became of those before it, and its latency counts from then. So a message that
 was published late because of the system counts with the time it was late. The
 publisher does not sleep in the gaps, which are too short for a timer; it yields

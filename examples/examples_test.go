@@ -1,6 +1,7 @@
 package examples_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"os"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/echobus/echo/internal/redistest"
 )
 
 // built returns the folder with all examples, built once.
@@ -81,8 +84,78 @@ func TestEveryExampleIsTested(t *testing.T) {
 	require.NoError(t, err)
 	for _, path := range mains {
 		name := filepath.Dir(path)
-		assert.True(t, name == "logtail" || prints[name] != nil, "example %s has no test", name)
+		ownTest := name == "logtail" || name == "redis" || name == "orders"
+		assert.True(t, ownTest || prints[name] != nil, "example %s has no test", name)
 	}
+}
+
+// The quickstart over Redis: in one process, and as two.
+func TestRedis(t *testing.T) {
+	server := redistest.Start(t)
+	t.Setenv("REDIS_URL", server.URL())
+	want := append([]string{"listening"}, prints["quickstart"]...)
+	out, err := run(t, "", "redis")
+	require.NoError(t, err, out)
+	for _, line := range want {
+		assert.Contains(t, out, line+"\n")
+	}
+
+	dir, err := built()
+	require.NoError(t, err)
+	listener := exec.CommandContext(t.Context(), filepath.Join(dir, "redis"), "listen")
+	pipe, err := listener.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, listener.Start())
+	lines := bufio.NewScanner(pipe)
+	require.True(t, lines.Scan())
+	require.Equal(t, "listening", lines.Text())
+	out, err = run(t, "", "redis", "publish")
+	require.NoError(t, err, out)
+	var heard strings.Builder
+	for lines.Scan() {
+		heard.WriteString(lines.Text() + "\n")
+	}
+	require.NoError(t, listener.Wait())
+	for _, line := range prints["quickstart"] {
+		assert.Contains(t, heard.String(), line+"\n")
+	}
+
+	t.Setenv("REDIS_URL", "redis://user:secret@127.0.0.1:1/0")
+	out, err = run(t, "", "redis")
+	require.Error(t, err)
+	assert.Contains(t, out, "connection refused")
+	assert.NotContains(t, out, "secret")
+}
+
+// The difference between the two quickstarts is what it says.
+func TestRedisIsTheQuickstart(t *testing.T) {
+	lines := func(name string) map[string]bool {
+		data, err := os.ReadFile(name)
+		require.NoError(t, err)
+		m := map[string]bool{}
+		for line := range strings.Lines(string(data)) {
+			m[strings.TrimSpace(line)] = true
+		}
+		return m
+	}
+	there := lines("redis/main.go")
+	for line := range lines("quickstart/main.go") {
+		if strings.HasPrefix(line, "//") || line == "bus := echo.New() // in memory" {
+			continue
+		}
+		assert.True(t, there[line], "the quickstart's line %q is not in redis", line)
+	}
+	assert.True(t, there["bus := echo.New(echo.WithTransport(server))"])
+}
+
+func TestOrders(t *testing.T) {
+	server := redistest.Start(t)
+	t.Setenv("REDIS_URL", server.URL())
+	out, err := run(t, "", "orders", "-for", "5s", "-rate", "100")
+	require.NoError(t, err, out)
+	assert.Contains(t, out, "every one billed and shipped")
+	assert.Contains(t, out, "shipping-1 is killed")
+	assert.Regexp(t, `\d s  billing +\d+ .*shipping +\d+ #`, out, "a graph")
 }
 
 func TestQuickstartIsShort(t *testing.T) {

@@ -54,7 +54,7 @@ func newClients(given redis.UniversalClient, longest time.Duration) (*clients, e
 			o.MinIdleConns = 0
 			o.ClientSideCacheConfig, o.ClientSideCache = nil, nil
 		}
-		cmd.ReadTimeout = max(cmd.ReadTimeout, longest+time.Second)
+		cmd.ReadTimeout, cmd.WriteTimeout = timeout(cmd.ReadTimeout, longest), timeout(cmd.WriteTimeout, 0)
 		read.PoolSize, read.MaxIdleConns, read.MaxActiveConns = readers, 1, 0
 		read.ReadTimeout = blockMost + readMargin
 		again := func() redis.UniversalClient {
@@ -74,12 +74,21 @@ func newClients(given redis.UniversalClient, longest time.Duration) (*clients, e
 			o.MinIdleConns = 0
 			o.ReadOnly, o.RouteByLatency, o.RouteRandomly = false, false, false
 		}
-		cmd.ReadTimeout = max(cmd.ReadTimeout, longest+time.Second)
+		cmd.ReadTimeout, cmd.WriteTimeout = timeout(cmd.ReadTimeout, longest), timeout(cmd.WriteTimeout, 0)
 		read.PoolSize, read.MaxIdleConns, read.MaxActiveConns = readers, 1, 0
 		read.ReadTimeout = blockMost + readMargin
 		return &clients{read: redis.NewClusterClient(&read), cmd: redis.NewClusterClient(&cmd)}, nil
 	}
 	return nil, fmt.Errorf("a client of type %T: only *redis.Client and *redis.ClusterClient are supported: %w", given, errors.ErrUnsupported)
+}
+
+// timeout is a timeout of the user's, at most 5 s where there is none, and
+// longer than a command takes at least.
+func timeout(users, least time.Duration) time.Duration {
+	if users <= 0 {
+		users = settleMost
+	}
+	return max(users, least+time.Second)
 }
 
 // command returns the client for commands.

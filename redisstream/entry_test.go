@@ -48,8 +48,14 @@ func fieldsOf(f format, m *transport.Message) ([]any, error) {
 	}
 	x.ends = []int{len(x.args)}
 	var fields []any
-	for _, arg := range (&Transport{}).cut(context.Background(), nil, &x)[0].Args() {
-		fields = append(fields, *arg.(*string))
+	x.seal(context.Background())
+	for _, arg := range x.cmds[0].Args() {
+		switch arg := arg.(type) {
+		case *string:
+			fields = append(fields, *arg)
+		case *piece:
+			fields = append(fields, string(*arg))
+		}
 	}
 	return fields, nil
 }
@@ -222,7 +228,11 @@ func TestIDs(t *testing.T) {
 	}
 	assert.Equal(t, transport.Position{Hi: 4, Lo: 1<<64 - 1}, before(transport.Position{Hi: 5}))
 	assert.Equal(t, transport.Position{}, before(transport.Position{}))
-	assert.Equal(t, []string{"1-2", "3-4"}, texts(appendIDs(nil, []transport.Position{{Hi: 1, Lo: 2}, {Hi: 3, Lo: 4}})))
+	var x xadds
+	x.ids([]transport.Receipt{{Position: transport.Position{Hi: 1, Lo: 2}}, {Position: transport.Position{Hi: 3, Lo: 4}}})
+	require.Len(t, x.args, 2)
+	assert.Equal(t, "1-2", string(*x.args[0].(*piece)))
+	assert.Equal(t, "3-4", string(*x.args[1].(*piece)))
 }
 
 func TestFaults(t *testing.T) {
@@ -350,12 +360,4 @@ func TestOptionsAreChecked(t *testing.T) {
 		assert.ErrorContains(t, err, c.says)
 		assert.NoError(t, tr.Close())
 	}
-}
-
-func texts(args []any) []string {
-	texts := make([]string, len(args))
-	for i, a := range args {
-		texts[i] = *a.(*string)
-	}
-	return texts
 }

@@ -96,10 +96,17 @@ type settling struct {
 	unsure bool                // some were agreed with the server too long ago to rely on it
 }
 
+var settlings = sync.Pool{New: func() any { return new(settling) }}
+
+// free lets s be used again. Nobody refers to it.
+func (s *settling) free() {
+	*s = settling{rs: s.rs[:0], ds: s.ds[:0]}
+	settlings.Put(s)
+}
+
 // settle takes deliveries out. Those no longer held are named in lost.
-func (h *hold) settle(rs []transport.Receipt, lease, now time.Duration) (s settling) {
-	s.rs = make([]transport.Receipt, 0, len(rs))
-	s.ds = make([]delivery, 0, len(rs))
+func (h *hold) settle(rs []transport.Receipt, lease, now time.Duration) *settling {
+	s := settlings.Get().(*settling)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, r := range rs {
@@ -132,7 +139,7 @@ func (h *hold) settled() {
 }
 
 // restore puts deliveries back that could not be settled.
-func (h *hold) restore(s settling) {
+func (h *hold) restore(s *settling) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i, r := range s.rs {

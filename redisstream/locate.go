@@ -44,7 +44,7 @@ func (t *Transport) locate(ctx context.Context, key string, start transport.Star
 
 // newest returns the ID of the last entry that a stream ever had.
 func (t *Transport) newest(ctx context.Context, key string) (p transport.Position, err error) {
-	_, err = t.retrying(ctx, func() error {
+	_, err = t.retrying(ctx, forever, func(ctx context.Context) error {
 		info, err := t.stream(ctx, key)
 		if err == nil && info != nil {
 			p, err = parseID(info.text("last-generated-id"))
@@ -67,7 +67,7 @@ func (t *Transport) scan(ctx context.Context, command, key, from string, found f
 	var last transport.Position
 	for {
 		var reply sink
-		_, err := t.retrying(ctx, func() error {
+		_, err := t.retrying(ctx, forever, func(ctx context.Context) error {
 			reply.b = reply.b[:0]
 			return raw(ctx, t.clients.command(), &reply, 1, []any{command, key, from, end, "COUNT", batch})
 		})

@@ -22,6 +22,7 @@ type member struct {
 	name   groupName
 	lease  time.Duration
 	reader reader
+	left   chan struct{} // closed when Close has given everything back
 
 	// Of the one caller of Receive.
 	former  string // what to take over at once, the first time
@@ -49,7 +50,7 @@ var (
 func (t *Transport) subscribeGroup(ctx context.Context, topic string, o transport.Options) (*member, error) {
 	s := &member{
 		t: t, topic: topic, key: t.key(topic), losses: t.sideKey(topic, "lost"),
-		name: groupName{topic, o.Group}, lease: o.Lease, former: t.former,
+		name: groupName{topic, o.Group}, lease: o.Lease, former: t.former, left: make(chan struct{}),
 	}
 	s.hold.init(o)
 	s.reader = reader{t: t, key: s.key}
@@ -105,7 +106,7 @@ func (s *member) create(ctx context.Context, start transport.Start) error {
 
 // make makes the group at id and reports whether it did not exist.
 func (s *member) make(ctx context.Context, id string) (made bool, err error) {
-	again, err := s.t.retrying(ctx, func() error {
+	again, err := s.t.retrying(ctx, forever, func(ctx context.Context) error {
 		_, err := s.t.command(ctx, 2, "XGROUP", "CREATE", s.key, s.name.group, id, "MKSTREAM")
 		return err
 	})
@@ -120,7 +121,7 @@ func (s *member) make(ctx context.Context, id string) (made bool, err error) {
 
 func (s *member) exists(ctx context.Context) (bool, error) {
 	var groups []attributes
-	_, err := s.t.retrying(ctx, func() (err error) {
+	_, err := s.t.retrying(ctx, forever, func(ctx context.Context) (err error) {
 		groups, err = s.t.groupsOf(ctx, s.key)
 		return err
 	})
@@ -497,7 +498,7 @@ func (s *member) lose(n uint64) {
 func (s *member) bad(e *entry, why error) {
 	if why == errDeleted {
 		s.lose(1)
-		s.ackIDs(s.t.ctx, []transport.Position{e.id})
+		s.ackIDs(s.t.ctx, []transport.Receipt{{Position: e.id}})
 		return
 	}
 	s.t.count.setAside.Add(1)
@@ -602,20 +603,16 @@ func before(p transport.Position) transport.Position {
 // could not give back by then is given back in the background, or comes again
 // when its lease ends.
 func (s *member) Close() error {
-	if !s.hold.close() {
-		return nil
-	}
-	left := make(chan struct{})
-	if !s.t.spawn(func() {
-		defer close(left)
+	if s.hold.close() && !s.t.spawn(func() {
+		defer close(s.left)
 		s.depart()
 	}) {
-		return nil
+		close(s.left)
 	}
 	t := time.NewTimer(90 * time.Millisecond)
 	defer t.Stop()
 	select {
-	case <-left:
+	case <-s.left:
 	case <-t.C:
 	}
 	return nil
@@ -643,7 +640,7 @@ func (s *member) depart() {
 		args = append(args, name)
 	}
 	s.state.Unlock()
-	_, err := s.t.retrying(ctx, func() error { return s.t.run(ctx, leaveScript, []string{s.key}, nil, args...) })
+	_, err := s.t.retrying(ctx, forever, func(ctx context.Context) error { return s.t.run(ctx, leaveScript, []string{s.key}, nil, args...) })
 	if err != nil && faultOf(err) != lostGroup {
 		s.t.cfg.logger.Warn("redisstream: giving back on closing failed, messages come again when their leases end", "topic", s.topic, "group", s.name.group, "error", err)
 	}

@@ -144,6 +144,7 @@ func (r *reader) wakeUntil(done <-chan struct{}, grace time.Duration) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
 	var waking sync.WaitGroup
+	defer waking.Wait() // no longer than ctx
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		waking.Wait()
 		waking.Go(func() { r.wake(ctx) })

@@ -67,11 +67,13 @@ const (
 )
 
 // retrying runs a command that may be repeated, until it succeeds, fails for
-// good, or ctx ends. It reports whether it was sent more than once.
-func (t *Transport) retrying(ctx context.Context, f func() error) (again bool, err error) {
+// good, ctx ends, or longest has passed. It reports whether it was sent more
+// than once.
+func (t *Transport) retrying(ctx context.Context, longest time.Duration, f func(context.Context) error) (again bool, err error) {
 	var pause backoff
+	var until time.Duration
 	for {
-		err := within(ctx, f)
+		err := within(ctx, func() error { return f(ctx) })
 		fault := faultOf(err)
 		if fault == none {
 			t.answered()
@@ -83,9 +85,19 @@ func (t *Transport) retrying(ctx context.Context, f func() error) (again bool, e
 		} else if fault != refused && fault != ambiguous {
 			return again, err
 		}
-		if ctx.Err() != nil || pause.wait(ctx, t.ctx.Done()) != nil {
+		now := clock()
+		if until == 0 {
+			until = now + longest
+		}
+		if ctx.Err() != nil || now > until || pause.wait(ctx, t.ctx.Done()) != nil {
 			return again, err
 		}
 		again = true
 	}
 }
+
+// settleMost is how long a command of a subscription is tried at most.
+const settleMost = 5 * time.Second
+
+// forever leaves the end to a context.
+const forever = horizon

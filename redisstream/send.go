@@ -7,7 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -134,15 +135,42 @@ func outcome(unsure bool, err error) error {
 	return notPublished(err)
 }
 
-// xadds are the XADDs of a pipeline under construction. They share their
-// memory: arguments are pointers to strings that share one buffer, because
-// making each argument a value of its own takes longer than sending it.
+// xadds are the XADDs of a pipeline, or another long command, and the replies. All is memory to be used
+// again: allocating it for each message would take longer than sending it.
 type xadds struct {
 	args    []any
-	ends    []int           // of the commands in args
-	text    strings.Builder // what the values will be cut from
-	cuts    []int           // where
+	ends    []int   // of the commands in args
+	pieces  []piece // what the nils in args will point to
+	text    []byte  // what pieces will be cut from
+	cuts    []int   // where
 	scratch []byte
+	memory  []redis.RawWriteToCmd
+	cmds    []redis.Cmder
+	replies sink
+}
+
+// piece is an argument. A pointer to it costs nothing to make.
+type piece []byte
+
+// MarshalBinary is how go-redis gets at an argument.
+func (p *piece) MarshalBinary() ([]byte, error) { return *p, nil }
+
+var pipelines = sync.Pool{New: func() any { return new(xadds) }}
+
+// free lets x be used again. Nobody refers to it.
+func (x *xadds) free() {
+	if cap(x.text) > pipelineBytes || cap(x.replies.b) > pipelineBytes {
+		return
+	}
+	clear(x.args)
+	clear(x.memory)
+	clear(x.cmds)
+	clear(x.pieces)
+	*x = xadds{
+		args: x.args[:0], ends: x.ends[:0], pieces: x.pieces[:0], text: x.text[:0], cuts: x.cuts[:0], scratch: x.scratch[:0],
+		memory: x.memory[:0], cmds: x.cmds[:0], replies: sink{b: x.replies.b[:0]},
+	}
+	pipelines.Put(x)
 }
 
 var xadd, star, idmp = "XADD", "*", "IDMP"
@@ -150,8 +178,32 @@ var xadd, star, idmp = "XADD", "*", "IDMP"
 // field appends a field of the last command. It copies value.
 func (x *xadds) field(name *string, value []byte) {
 	x.args = append(x.args, name, nil)
-	x.text.Write(value)
-	x.cuts = append(x.cuts, x.text.Len())
+	x.text = append(x.text, value...)
+	x.cuts = append(x.cuts, len(x.text))
+}
+
+// seal makes the commands of the arguments.
+func (x *xadds) seal(ctx context.Context) {
+	from := 0
+	for _, end := range x.cuts {
+		x.pieces = append(x.pieces, x.text[from:end])
+		from = end
+	}
+	k := 0
+	for i := range x.args {
+		if x.args[i] == nil {
+			x.args[i] = &x.pieces[k]
+			k++
+		}
+	}
+	x.memory = slices.Grow(x.memory, len(x.ends))[:len(x.ends)]
+	from = 0
+	for i, end := range x.ends {
+		x.memory[i] = *redis.NewRawWriteToCmd(ctx, &x.replies, x.args[from:end:end]...) // which go-redis never sends again
+		x.memory[i].SetFirstKeyPos(1)
+		x.cmds = append(x.cmds, &x.memory[i])
+		from = end
+	}
 }
 
 // attempt sends messages once. It returns how many are stored, counted from
@@ -169,68 +221,39 @@ func (t *Transport) attempt(ctx context.Context, key string, msgs []transport.Me
 		t.answered()
 		t.look(ctx)
 	}
-	replies := new(sink)
-	cmds, err := t.commands(ctx, replies, key, msgs)
-	if err != nil {
+	x := pipelines.Get().(*xadds)
+	if err := t.commands(ctx, x, key, msgs); err != nil {
+		x.free()
 		return 0, rejected, err
 	}
-	err = within(ctx, func() error { return t.execute(ctx, key, cmds) })
+	err := within(ctx, func() error { return t.execute(ctx, key, x.cmds) })
 	if err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
 		return 0, ambiguous, err // the commands may still be under way
 	}
-	return t.stored(msgs, replies.b, err)
+	defer x.free()
+	return t.stored(msgs, x.replies.b, err)
 }
 
 // commands are the XADDs of msgs, and WAIT after them if replicas are asked
 // for. They keep nothing of the caller's memory, as they may outlive the call.
-func (t *Transport) commands(ctx context.Context, replies *sink, key string, msgs []transport.Message) ([]redis.Cmder, error) {
+func (t *Transport) commands(ctx context.Context, x *xadds, key string, msgs []transport.Message) error {
 	idempotent := t.cfg.resends > 0 && t.idempotent.Load()
-	size := 0
-	for i := range msgs {
-		size += msgs[i].Size() + len(msgs[i].ID) + 48
-	}
-	x := xadds{args: make([]any, 0, 8*len(msgs)), ends: make([]int, 0, len(msgs)), cuts: make([]int, 0, 2*len(msgs))}
-	x.text.Grow(size)
 	for i := range msgs {
 		x.args = append(x.args, &xadd, &key)
 		if idempotent {
 			x.args = append(x.args, &idmp, &t.name, msgs[i].ID)
 		}
 		x.args = append(x.args, &star)
-		if err := t.cfg.format.fields(&x, &msgs[i]); err != nil {
-			return nil, fmt.Errorf("message %s: %w", msgs[i].ID, err)
+		if err := t.cfg.format.fields(x, &msgs[i]); err != nil {
+			return fmt.Errorf("message %s: %w", msgs[i].ID, err)
 		}
 		x.ends = append(x.ends, len(x.args))
 	}
-	return t.cut(ctx, replies, &x), nil
-}
-
-// cut makes the commands. Their replies come to replies, one after the other.
-func (t *Transport) cut(ctx context.Context, replies *sink, x *xadds) []redis.Cmder {
-	values := make([]string, len(x.cuts))
-	text, from := x.text.String(), 0
-	for i, end := range x.cuts {
-		values[i] = text[from:end]
-		from = end
-	}
-	for i := range x.args {
-		if x.args[i] == nil {
-			x.args[i] = &values[0]
-			values = values[1:]
-		}
-	}
-	cmds := make([]redis.Cmder, len(x.ends), len(x.ends)+1)
-	from = 0
-	for i, end := range x.ends {
-		cmd := redis.NewRawWriteToCmd(ctx, replies, x.args[from:end:end]...) // which go-redis never sends again
-		cmd.SetFirstKeyPos(1)
-		cmds[i] = cmd
-		from = end
-	}
+	x.seal(ctx)
 	if t.cfg.replicas > 0 {
-		cmds = append(cmds, redis.NewRawWriteToCmd(ctx, replies, "WAIT", t.cfg.replicas, t.cfg.waitFor.Milliseconds()))
+		x.cmds = append(x.cmds, redis.NewRawWriteToCmd(ctx, &x.replies, "WAIT", t.cfg.replicas, t.cfg.waitFor.Milliseconds()))
 	}
-	return cmds
+	return nil
 }
 
 // execute runs commands as one pipeline.

@@ -4,19 +4,14 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
+
 	"time"
 
 	"github.com/echobus/echo/transport"
 )
 
-// A settlement is tried for so long at most.
-const settleMost = 5 * time.Second
-
-// bounded is ctx, with an end.
-func (s *member) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, min(settleMost, max(s.lease, time.Second)))
-}
+// longest is how long a settlement is tried: not longer than it matters.
+func (s *member) longest() time.Duration { return min(settleMost, max(s.lease, time.Second)) }
 
 func (s *member) Lease() time.Duration { return s.lease }
 
@@ -25,8 +20,7 @@ func (s *member) Ack(ctx context.Context, rs []transport.Receipt) error {
 		return err
 	}
 	set := s.settle(rs, s.lease, clock())
-	ctx, cancel := s.bounded(ctx)
-	defer cancel()
+	defer set.free()
 	lost, err := s.ack(ctx, set)
 	if err != nil {
 		s.restore(set)
@@ -40,62 +34,67 @@ func (s *member) Ack(ctx context.Context, rs []transport.Receipt) error {
 
 // ack acknowledges deliveries that s believes to hold, and returns those it
 // did not.
-func (s *member) ack(ctx context.Context, set settling) (lost []transport.Receipt, err error) {
+func (s *member) ack(ctx context.Context, set *settling) (lost []transport.Receipt, err error) {
 	if len(set.rs) == 0 {
 		return nil, nil
 	}
 	if set.unsure { // somebody else may have some of them; XACK does not ask whose they are
 		return s.settleByScript(ctx, "ack", set.rs, "", 0, 0)
 	}
-	ids := make([]transport.Position, len(set.rs))
-	for i := range set.rs {
-		ids[i] = set.rs[i].Position
-	}
-	n, again, err := s.ackIDs(ctx, ids)
+	n, again, err := s.ackIDs(ctx, set.rs)
 	switch {
 	case err != nil:
 		return nil, err
-	case again || n == len(ids): // the first reply was lost and cannot be asked for
+	case again || n == len(set.rs): // the first reply was lost and cannot be asked for
 		return nil, nil
 	case n == 0:
-		return set.rs, nil // the group was lost
+		return slices.Clone(set.rs), nil // the group was lost
 	}
 	// Somebody else acknowledged some, and the server does not say which.
-	s.t.count.stale.Add(uint64(len(ids) - n))
-	s.t.cfg.logger.Warn("redisstream: messages were not pending when acknowledged", "topic", s.topic, "group", s.name.group, "messages", len(ids)-n)
+	s.t.count.stale.Add(uint64(len(set.rs) - n))
+	s.t.cfg.logger.Warn("redisstream: messages were not pending when acknowledged", "topic", s.topic, "group", s.name.group, "messages", len(set.rs)-n)
 	return nil, nil
 }
 
 // ackIDs acknowledges entries, whoever holds them.
-func (s *member) ackIDs(ctx context.Context, ids []transport.Position) (n int, again bool, err error) {
-	args := append(make([]any, 0, 3+len(ids)), "XACK", s.key, s.name.group)
-	args = appendIDs(args, ids)
-	again, err = s.t.retrying(ctx, func() error {
-		var reply sink
-		if err := raw(ctx, s.t.clients.command(), &reply, 1, args); err != nil {
+func (s *member) ackIDs(ctx context.Context, rs []transport.Receipt) (n int, again bool, err error) {
+	x := pipelines.Get().(*xadds)
+	x.args = append(x.args, &xack, &s.key, &s.name.group)
+	x.ids(rs)
+	again, err = s.t.retrying(ctx, s.longest(), func(ctx context.Context) error {
+		x.replies.b = x.replies.b[:0]
+		if err := raw(ctx, s.t.clients.command(), &x.replies, 1, x.args); err != nil {
 			return err
 		}
-		c := cursor{reply.b}
+		c := cursor{x.replies.b}
 		k, err := c.integer()
 		n = int(k)
 		return err
 	})
+	if ctx.Err() == nil { // otherwise the command may be under way
+		x.free()
+	}
 	return n, again, err
 }
 
-// appendIDs appends IDs as pointers to strings that share one piece of memory.
-func appendIDs(args []any, ids []transport.Position) []any {
-	var text strings.Builder
-	text.Grow(24 * len(ids))
-	values := make([]string, len(ids))
-	var scratch [48]byte
-	for i, id := range ids {
-		from := text.Len()
-		text.Write(appendID(scratch[:0], id))
-		values[i] = text.String()[from:]
-		args = append(args, &values[i])
+var xack = "XACK"
+
+// ids appends the IDs of deliveries.
+func (x *xadds) ids(rs []transport.Receipt) {
+	from := len(x.args)
+	for _, r := range rs {
+		x.text = appendID(x.text, r.Position)
+		x.cuts = append(x.cuts, len(x.text))
+		x.args = append(x.args, nil)
 	}
-	return args
+	start := 0
+	for _, end := range x.cuts {
+		x.pieces = append(x.pieces, x.text[start:end])
+		start = end
+	}
+	for i := range x.pieces {
+		x.args[from+i] = &x.pieces[i]
+	}
 }
 
 func (s *member) Nack(ctx context.Context, rs []transport.Receipt, delay time.Duration) error {
@@ -115,8 +114,7 @@ func (s *member) give(ctx context.Context, rs []transport.Receipt, delay time.Du
 		return err
 	}
 	set := s.settle(rs, s.lease, clock())
-	ctx, cancel := s.bounded(ctx)
-	defer cancel()
+	defer set.free()
 	lost, err := s.settleByScript(ctx, "give", set.rs, waiting, horizon-delay, less)
 	if err != nil {
 		s.restore(set)
@@ -149,8 +147,6 @@ func (s *member) Extend(ctx context.Context, rs []transport.Receipt, d time.Dura
 	if d > s.lease {
 		to, idle = s.longer(d), 0
 	}
-	ctx, cancel := s.bounded(ctx)
-	defer cancel()
 	gone, err := s.settleByScript(ctx, "extend", held, to, idle, 0)
 	if err != nil {
 		s.t.failed(err)
@@ -209,13 +205,11 @@ func (s *member) settleSome(ctx context.Context, what string, rs []transport.Rec
 	for _, name := range names {
 		args = append(args, name)
 	}
-	ids := make([]transport.Position, len(rs))
-	for i := range rs {
-		ids[i] = rs[i].Position
+	for _, r := range rs {
+		args = append(args, r.Position.String())
 	}
-	args = appendIDs(args, ids)
 	var reply sink
-	again, err := s.t.retrying(ctx, func() error {
+	again, err := s.t.retrying(ctx, s.longest(), func(ctx context.Context) error {
 		reply.b = reply.b[:0]
 		return s.t.run(ctx, settleScript, []string{s.key}, &reply, args...)
 	})

@@ -16,6 +16,7 @@ import (
 // transports are the columns of the table: packages with a TestConformance.
 var transports = []struct{ name, pkg string }{
 	{"memory", "./memstream"},
+	{"Redis Streams", "./redisstream"},
 }
 
 const begin, end = "<!-- results: begin -->", "<!-- results: end -->"
