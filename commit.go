@@ -102,27 +102,32 @@ func (c *commit) unused() *queued {
 	return &queued{done: make(chan error, 1)}
 }
 
-// reuse lets q, whose publisher has had its outcome, be used again while the
-// queue lasts.
-func (c *commit) reuse(q *queued) {
+// outcome returns what became of q, and lets q be used again while the queue
+// lasts.
+func (c *commit) outcome(q *queued, err error) (int, error) {
+	n := 1
+	if err != nil {
+		n = 0
+	}
 	q.msg, q.batch = transport.Message{}, nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.busy && len(c.free) < maxCommit {
 		c.free = append(c.free, q)
 	}
+	return n, err
 }
 
 // await waits for the outcome of a queued message, or leaves.
 func (c *commit) await(ctx context.Context, q *queued) (int, error) {
-	select {
-	case err := <-q.done:
-		c.reuse(q)
-		if err != nil {
-			return 0, err
+	if ended := ctx.Done(); ended == nil { // which costs less than a choice
+		return c.outcome(q, <-q.done)
+	} else {
+		select {
+		case err := <-q.done:
+			return c.outcome(q, err)
+		case <-ended:
 		}
-		return 1, nil
-	case <-ctx.Done():
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

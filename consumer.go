@@ -33,7 +33,8 @@ type consumer struct {
 	unlimited atomic.Bool  // the drain timeout does not apply
 	window    int          // messages to fetch at once; the receiver's
 	inHand    atomic.Int32 // unsettled messages that a loop has yielded
-	acking    sync.Mutex   // held while an ackSoon is under way
+	acking    sync.Mutex   // held while an ackSoon is under way; guards spareAck
+	spareAck  []transport.Receipt
 
 	draining                               atomic.Bool // counting for the account
 	completed, acked, givenBack, abandoned atomic.Int64
@@ -415,11 +416,14 @@ func (c *consumer) ackSoon(rs []transport.Receipt) []transport.Receipt {
 		return rs
 	}
 	c.acking.Lock() // one at a time; end waits for it
+	spare := c.spareAck
+	c.spareAck = nil
 	go func() {
 		defer c.acking.Unlock()
 		c.ack(rs)
+		c.spareAck = rs
 	}()
-	return nil
+	return spare
 }
 
 // release gives back what was fetched and not started.

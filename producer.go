@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"slices"
 	"sync"
 
 	"github.com/echobus/echo/transport"
@@ -51,6 +52,9 @@ func NewProducer[M any](b *Bus, topic *Topic[M]) *Producer[M] {
 
 // one lends out the slice of one message that a Publish sends.
 var one = sync.Pool{New: func() any { return new([1]transport.Message) }}
+
+// many lends out the slices that PublishBatch sends.
+var many = sync.Pool{New: func() any { return new([]transport.Message) }}
 
 // Publish encodes v and stores it in the topic. It returns nil when the
 // transport has it, or a [*PublishError] whose outcome is [ErrNotPublished] or
@@ -102,7 +106,14 @@ func (p *Producer[M]) PublishBatch(ctx context.Context, vs []M, opts ...PublishO
 	if cfg.id != nil && len(vs) > 1 {
 		return notPublished(p.topic.name, len(vs), fmt.Errorf("WithID gives one ID, PublishBatch has %d values", len(vs)))
 	}
-	msgs := make([]transport.Message, len(vs))
+	buf := many.Get().(*[]transport.Message)
+	*buf = slices.Grow((*buf)[:0], len(vs))[:len(vs)]
+	defer func() {
+		if clear(*buf); cap(*buf) <= maxCommit {
+			many.Put(buf)
+		}
+	}()
+	msgs := *buf
 	for i, v := range vs {
 		if err := p.encode(&msgs[i], v, &cfg); err != nil {
 			return notPublished(p.topic.name, len(vs), fmt.Errorf("value %d: %w", i, err))
