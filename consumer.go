@@ -145,7 +145,8 @@ func (u *use) end() {
 	c.mu.Unlock()
 	c.release()
 	c.flush()
-	c.acking.Lock()
+	c.acking.Lock() // when the last one is done
+	c.spareAck = nil
 	c.acking.Unlock()
 	c.mu.Lock()
 	c.active = nil

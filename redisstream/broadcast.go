@@ -37,7 +37,6 @@ type broadcast struct {
 	bytes int
 	token uint64
 	job   *broadcastJob
-	full  bool
 	woken chan struct{} // holds a token when Receive should look again
 	ended chan struct{}
 	lost  uint64

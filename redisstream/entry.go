@@ -154,11 +154,11 @@ func (crystal) key(_, topic string) string { return topic }
 
 func (crystal) fields(x *xadds, m *transport.Message) error {
 	if m.Key != "" || len(m.Header) > 0 {
-		return fmt.Errorf("Crystal Echo's format has no room for a key and headers: %w", errors.ErrUnsupported)
+		return fmt.Errorf("the format of Crystal Echo has no room for a key and headers: %w", errors.ErrUnsupported)
 	}
 	body := bytes.TrimSpace(m.Data)
 	if len(body) < 2 || body[0] != '{' || !json.Valid(body) {
-		return fmt.Errorf("Crystal Echo's format carries JSON objects alone, not %.20q: %w", m.Data, errors.ErrUnsupported)
+		return fmt.Errorf("the format of Crystal Echo carries JSON objects alone, not %.20q: %w", m.Data, errors.ErrUnsupported)
 	}
 	id, err := json.Marshal(m.ID)
 	if err != nil {

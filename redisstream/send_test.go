@@ -220,7 +220,7 @@ func TestTemporaryRefusals(t *testing.T) {
 	}{
 		{"out of memory", "OOM", func() { config("maxmemory", "1") }, func() { config("maxmemory", "0") }},
 		{"too few replicas", "NOREPLICAS", func() { config("min-replicas-to-write", "1") }, func() { config("min-replicas-to-write", "0") }},
-		{"read-only replica", "READONLY", func() { require.NoError(t, admin.SlaveOf(t.Context(), "127.0.0.1", "1").Err()) }, func() { require.NoError(t, admin.SlaveOf(t.Context(), "NO", "ONE").Err()) }},
+		{"read-only replica", "READONLY", func() { require.NoError(t, admin.ReplicaOf(t.Context(), "127.0.0.1", "1").Err()) }, func() { require.NoError(t, admin.ReplicaOf(t.Context(), "NO", "ONE").Err()) }},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			tr := open(t, server.Options())

@@ -10,7 +10,6 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -121,7 +120,6 @@ type crew struct {
 	addr string
 	book string
 
-	mu      sync.Mutex
 	workers []*os.Process
 }
 

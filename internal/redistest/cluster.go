@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strconv"
 	"testing"
@@ -115,17 +114,16 @@ func (c *Cluster) owner(ctx context.Context, slot int) (*Server, error) {
 		if !s.process().runs() {
 			continue
 		}
-		var ranges []redis.ClusterSlot
-		if ranges, err = s.Client().ClusterSlots(ctx).Result(); err != nil {
+		var shards []redis.ClusterShard
+		if shards, err = s.Client().ClusterShards(ctx).Result(); err != nil {
 			continue
 		}
-		for _, r := range ranges {
-			if slot < r.Start || slot > r.End || len(r.Nodes) == 0 {
+		for _, shard := range shards {
+			if !slices.ContainsFunc(shard.Slots, func(r redis.SlotRange) bool { return int64(slot) >= r.Start && int64(slot) <= r.End }) {
 				continue
 			}
-			_, port, _ := net.SplitHostPort(r.Nodes[0].Addr)
 			for _, s := range c.Nodes {
-				if strconv.Itoa(s.port) == port {
+				if len(shard.Nodes) > 0 && shard.Nodes[0].Port == int64(s.port) {
 					return s, nil
 				}
 			}
