@@ -17,7 +17,8 @@
 //     not settled when its lease ends, negatively acknowledged, or held by a
 //     subscription that closes, is delivered again with a higher Attempt.
 //   - First deliveries keep the order in which Send stored the messages.
-//     Redeliveries come before messages not yet delivered.
+//     Redeliveries come before messages not yet delivered; when there are more
+//     of them than a subscription has room for, the two may take turns.
 package transport
 
 import (
