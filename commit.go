@@ -143,19 +143,21 @@ func (c *commit) await(ctx context.Context, q *queued) (int, error) {
 
 // drain sends what has queued up until nothing has.
 func (c *commit) drain() {
-	var msgs []transport.Message
+	buf := many.Get().(*[]transport.Message)
+	defer many.Put(buf)
 	for {
 		batch, j, ctx := c.take()
 		if batch == nil {
 			return
 		}
-		msgs = msgs[:0]
+		msgs := (*buf)[:0]
 		for _, q := range batch {
 			msgs = append(msgs, q.msg)
 		}
+		*buf = msgs
 		c.sendAll(ctx, batch, msgs)
 		j.cancel()
-		clear(msgs)
+		clear(*buf)
 		clear(batch)
 		c.mu.Lock()
 		c.spare = batch[:0]

@@ -25,59 +25,66 @@ type format interface {
 
 // native is the format of this package. An entry has the fields
 //
-//	meta  "<time> <n> <id> <type>": when the message was published, in
-//	      nanoseconds since 1970; how many bytes its ID has; its ID; the media
-//	      type of data
-//	data  the encoded value
+//	m     "<time> <n> <k> <id> <type>" and, after a newline, the encoded value:
+//	      when the message was published, in nanoseconds since 1970; how many
+//	      bytes its ID and its media type have; its ID; its media type
 //	key   the key, if it has one
 //	head  the headers, if any, in the form of a URL's query
 //
 // in any order; others are ignored. One field for what every message has, and
-// not three, makes a stream a quarter faster. A format that this one's readers
+// not four, makes a stream a third faster. A format that this one's readers
 // must not misread says so by a field v with another value than 1.
 type native struct{}
 
 // fieldNames are variables, so that arguments can point to them.
-var fieldNames = struct{ meta, data, key, head, payload string }{"meta", "data", "key", "head", "payload"}
+var fieldNames = struct{ m, key, head, payload string }{"m", "key", "head", "payload"}
 
 func (native) key(prefix, topic string) string { return prefix + ":{" + topic + "}" }
 
 func (native) fields(x *xadds, m *transport.Message) error {
-	meta := strconv.AppendInt(x.scratch[:0], m.Time.UnixNano(), 10)
-	meta = append(meta, ' ')
-	meta = strconv.AppendInt(meta, int64(len(m.ID)), 10)
-	meta = append(meta, ' ')
-	meta = append(meta, m.ID...)
-	meta = append(meta, ' ')
-	x.scratch = append(meta, m.Type...)
-	x.field(&fieldNames.meta, x.scratch)
-	x.field(&fieldNames.data, m.Data)
+	b := strconv.AppendInt(x.begin(&fieldNames.m), m.Time.UnixNano(), 10)
+	b = append(b, ' ')
+	b = strconv.AppendInt(b, int64(len(m.ID)), 10)
+	b = append(b, ' ')
+	b = strconv.AppendInt(b, int64(len(m.Type)), 10)
+	b = append(b, ' ')
+	b = append(b, m.ID...)
+	b = append(b, ' ')
+	b = append(b, m.Type...)
+	b = append(b, '\n')
+	x.end(append(b, m.Data...))
 	if m.Key != "" {
-		x.field(&fieldNames.key, []byte(m.Key))
+		x.end(append(x.begin(&fieldNames.key), m.Key...))
 	}
 	if len(m.Header) > 0 {
-		x.field(&fieldNames.head, []byte(encodeHeader(m.Header)))
+		x.end(append(x.begin(&fieldNames.head), encodeHeader(m.Header)...))
 	}
 	return nil
 }
 
-// decodeMeta reads what fields wrote.
-func decodeMeta(meta []byte, m *transport.Message) error {
-	bad := func() error { return fmt.Errorf("field meta: %.60q is not a time, a length, an ID and a type", meta) }
-	when, rest, ok := bytes.Cut(meta, []byte(" "))
-	ns, fine := parseInt(when)
-	if !ok || !fine {
+// decode reads the field m.
+func decode(b []byte, m *transport.Message) error {
+	bad := func() error {
+		return fmt.Errorf("field m: %.60q is not a time, two lengths, an ID, a type and a value", b)
+	}
+	when, rest, ok1 := bytes.Cut(b, []byte(" "))
+	n, rest, ok2 := bytes.Cut(rest, []byte(" "))
+	k, rest, ok3 := bytes.Cut(rest, []byte(" "))
+	ns, ok4 := parseInt(when)
+	id, ok5 := parseUint(n)
+	typ, ok6 := parseUint(k)
+	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 || !ok6 {
 		return bad()
 	}
-	length, rest, ok := bytes.Cut(rest, []byte(" "))
-	n, fine := parseUint(length)
-	if !ok || !fine || n >= uint64(len(rest)) || rest[n] != ' ' {
+	most := uint64(len(rest))
+	if id >= most || typ >= most || id+typ+2 > most || rest[id] != ' ' || rest[id+1+typ] != '\n' {
 		return bad()
 	}
-	m.Time, m.ID = time.Unix(0, ns).UTC(), string(rest[:n])
-	if typ := rest[n+1:]; m.Type != string(typ) {
-		m.Type = string(typ)
+	m.Time, m.ID = time.Unix(0, ns).UTC(), string(rest[:id])
+	if t := rest[id+1 : id+1+typ]; m.Type != string(t) {
+		m.Type = string(t)
 	}
+	m.Data = rest[id+typ+2:]
 	return nil
 }
 
@@ -111,17 +118,15 @@ var (
 
 func (native) message(e *entry, m *transport.Message) error {
 	*m = transport.Message{Type: m.Type} // to be used again, most likely
-	var meta, data bool
+	whole := false
 	for i := 0; i+1 < len(e.fields); i += 2 {
 		value := e.fields[i+1]
 		switch string(e.fields[i]) {
-		case "meta":
-			if err := decodeMeta(value, m); err != nil {
+		case "m":
+			if err := decode(value, m); err != nil {
 				return err
 			}
-			meta = true
-		case "data":
-			m.Data, data = value, true
+			whole = true
 		case "key":
 			m.Key = string(value)
 		case "head":
@@ -136,11 +141,8 @@ func (native) message(e *entry, m *transport.Message) error {
 			}
 		}
 	}
-	if !meta {
-		return fmt.Errorf("%w: it has no field meta", errForeign)
-	}
-	if !data {
-		return fmt.Errorf("%w: it has no field data", errForeign)
+	if !whole {
+		return fmt.Errorf("%w: it has no field m", errForeign)
 	}
 	return nil
 }
@@ -169,7 +171,7 @@ func (crystal) fields(x *xadds, m *transport.Message) error {
 		object = append(object, ',')
 	}
 	object = append(object, body[1:]...)
-	x.field(&fieldNames.payload, []byte(base64.URLEncoding.EncodeToString(object)))
+	x.end(base64.URLEncoding.AppendEncode(x.begin(&fieldNames.payload), object))
 	return nil
 }
 

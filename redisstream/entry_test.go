@@ -134,7 +134,7 @@ func FuzzReplies(f *testing.F) {
 }
 
 func TestEntriesThatAreNoMessages(t *testing.T) {
-	whole := []any{"meta", "1 1 a text/plain", "data", "x"}
+	whole := []any{"m", "1 1 10 a text/plain\nx"}
 	with := func(name string, value any) []any {
 		fields := append([]any{}, whole...)
 		for i := 0; i < len(fields); i += 2 {
@@ -149,14 +149,16 @@ func TestEntriesThatAreNoMessages(t *testing.T) {
 		fields []any
 		says   string
 	}{
-		{nil, "it has no field meta"},
-		{whole[2:], "it has no field meta"},
-		{whole[:2], "it has no field data"},
-		{with("meta", ""), `field meta: "" is not`},
-		{with("meta", "noon 1 a b"), `field meta: "noon 1 a b" is not`},
-		{with("meta", "1 2 a b"), "field meta: "},
-		{with("meta", "1 99999999999999999999999 a b"), "field meta: "},
-		{with("meta", "1 1 a"), "field meta: "},
+		{nil, "it has no field m"},
+		{[]any{"data", "x"}, "it has no field m"},
+		{with("m", ""), `field m: "" is not`},
+		{with("m", "noon 1 1 a b\nx"), "field m: "},
+		{with("m", "1 2 1 a b\nx"), "field m: "},
+		{with("m", "1 1 2 a b\nx"), "field m: "},
+		{with("m", "1 99999999999999999999999 1 a b\nx"), "field m: "},
+		{with("m", "1 18446744073709551615 18446744073709551615 a b\nx"), "field m: "},
+		{with("m", "1 1 1 a b"), "field m: "},
+		{with("m", "1 1 1 a"), "field m: "},
 		{with("head", "%zz"), "field head: "},
 		{with("head", "a=1&a=2"), `field head has the header "a" 2 times`},
 		{with("v", "2"), `field v: version "2" of the format is not known`},
@@ -164,7 +166,7 @@ func TestEntriesThatAreNoMessages(t *testing.T) {
 		_, err := readBack(t, native{}, asReply("1-1", c.fields))
 		assert.ErrorContains(t, err, c.says)
 	}
-	for _, fine := range [][]any{whole, with("v", "1"), with("colour", "blue"), with("data", "")} {
+	for _, fine := range [][]any{whole, with("v", "1"), with("colour", "blue"), with("m", "1 0 0  \n")} {
 		_, err := readBack(t, native{}, asReply("1-1", fine))
 		assert.NoError(t, err)
 	}

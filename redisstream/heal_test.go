@@ -188,7 +188,7 @@ func TestGroundThatGoes(t *testing.T) {
 		"DEL and XADD at once": func(ctx context.Context, c *redis.Client, key string) error {
 			_, err := c.TxPipelined(ctx, func(p redis.Pipeliner) error {
 				p.Del(ctx, key)
-				p.XAdd(ctx, &redis.XAddArgs{Stream: key, Values: []string{"meta", "1 7 foreign text/plain", "data", "x"}})
+				p.XAdd(ctx, &redis.XAddArgs{Stream: key, Values: []string{"m", "1 7 10 foreign text/plain\nx"}})
 				return nil
 			})
 			return err

@@ -3,8 +3,8 @@
 // needs Redis 7.0 or Valkey 7.2, or later; one server, Sentinel or Cluster.
 //
 // A topic is a stream, a group a consumer group. The stream of topic orders is
-// the key echo:{orders}; its entries have the fields meta, data, key and head, see
-// docs/operations.md of this module.
+// the key echo:{orders}; docs/operations.md of this module has the fields of its
+// entries.
 //
 // # What survives what
 //

@@ -143,7 +143,6 @@ type xadds struct {
 	pieces  []piece // what the nils in args will point to
 	text    []byte  // what pieces will be cut from
 	cuts    []int   // where
-	scratch []byte
 	memory  []redis.RawWriteToCmd
 	cmds    []redis.Cmder
 	replies sink
@@ -167,7 +166,7 @@ func (x *xadds) free() {
 	clear(x.cmds)
 	clear(x.pieces)
 	*x = xadds{
-		args: x.args[:0], ends: x.ends[:0], pieces: x.pieces[:0], text: x.text[:0], cuts: x.cuts[:0], scratch: x.scratch[:0],
+		args: x.args[:0], ends: x.ends[:0], pieces: x.pieces[:0], text: x.text[:0], cuts: x.cuts[:0],
 		memory: x.memory[:0], cmds: x.cmds[:0], replies: sink{b: x.replies.b[:0]},
 	}
 	pipelines.Put(x)
@@ -175,10 +174,15 @@ func (x *xadds) free() {
 
 var xadd, star, idmp = "XADD", "*", "IDMP"
 
-// field appends a field of the last command. It copies value.
-func (x *xadds) field(name *string, value []byte) {
+// begin begins a field of the last command, and returns the memory to append
+// its value to. end ends it.
+func (x *xadds) begin(name *string) []byte {
 	x.args = append(x.args, name, nil)
-	x.text = append(x.text, value...)
+	return x.text
+}
+
+func (x *xadds) end(text []byte) {
+	x.text = text
 	x.cuts = append(x.cuts, len(x.text))
 }
 
