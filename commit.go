@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -162,6 +163,9 @@ func (c *commit) drain() {
 		c.mu.Lock()
 		c.spare = batch[:0]
 		c.mu.Unlock()
+		if n := len(msgs); n > 1 && n < 128 {
+			runtime.Gosched() // those who have had their outcome publish again, most likely, and go together
+		}
 	}
 }
 
