@@ -108,6 +108,19 @@ func (b *backoff) wait(ctx context.Context, stop <-chan struct{}) error {
 	}
 }
 
+// ended says of what was not done before ctx ended both why it ended and what
+// last stood in the way.
+func ended(ctx context.Context, err error) error {
+	end := context.Cause(ctx)
+	if d, ok := ctx.Deadline(); ok && end == nil && !time.Now().Before(d) {
+		end = context.DeadlineExceeded // the connection, which has the same deadline, was first to see it
+	}
+	if end != nil && !errors.Is(err, end) {
+		return fmt.Errorf("%w; last: %w", end, err)
+	}
+	return err
+}
+
 // describe says which command failed with which key.
 func describe(command, key string, err error) error {
 	return fmt.Errorf("redisstream: %s %s: %w", command, key, err)

@@ -223,14 +223,15 @@ func (t *Transport) connect(ctx context.Context) error {
 			return transport.ErrClosed
 		}
 		t.failed(err)
-		if f := faultOf(err); f == rejected || ctx.Err() != nil {
-			return describe("connecting", "", err)
+		if faultOf(err) == rejected {
+			return fmt.Errorf("redisstream: connecting: %w", err)
 		}
-		if end := pause.wait(ctx, t.ctx.Done()); end != nil {
-			if end == transport.ErrClosed {
-				return end
-			}
-			return describe("connecting", "", fmt.Errorf("%w; last: %w", end, err))
+		switch end := pause.wait(ctx, t.ctx.Done()); end {
+		case nil:
+		case transport.ErrClosed:
+			return end
+		default:
+			return fmt.Errorf("redisstream: connecting: %w", ended(ctx, err))
 		}
 	}
 }

@@ -89,8 +89,8 @@ func (t *Transport) retrying(ctx context.Context, longest time.Duration, f func(
 		if until == 0 {
 			until = now + longest
 		}
-		if ctx.Err() != nil || now > until || pause.wait(ctx, t.ctx.Done()) != nil {
-			return again, err
+		if now > until || pause.wait(ctx, t.ctx.Done()) != nil {
+			return again, ended(ctx, err)
 		}
 		again = true
 	}

@@ -98,10 +98,7 @@ func (t *Transport) sendSome(ctx context.Context, key string, msgs []transport.M
 			err = transport.ErrClosed
 		}
 		t.failed(err)
-		if ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
-			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
-		}
-		err = describe("XADD", key, err)
+		err = describe("XADD", key, ended(ctx, err))
 		over := t.ctx.Err() != nil || ctx.Err() != nil || time.Now().After(until)
 		switch fault {
 		case ambiguous:
