@@ -14,6 +14,7 @@ type group struct {
 
 	next    uint64 // the first message not given to the group
 	lost    uint64 // messages dropped before they were given, not yet reported
+	foreign bool   // it was to begin after a position in another log: nobody knows what was lost
 	flight  flight // first deliveries under way
 	parked  map[uint64]*parked
 	bytes   int   // size of what is parked
@@ -40,7 +41,7 @@ const firstToken = 1
 
 // available reports whether Receive has something to return.
 func (g *group) available() bool {
-	return len(g.ready) > 0 || g.lost > 0 || g.next < g.topic.log.next && !g.overfull()
+	return len(g.ready) > 0 || g.lost > 0 || g.foreign || g.next < g.topic.log.next && !g.overfull()
 }
 
 // overfull reports whether the group keeps as many messages outside the log as

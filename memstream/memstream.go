@@ -52,6 +52,7 @@ func New(opts ...Option) *Transport {
 	for _, o := range opts {
 		o(&t.cfg)
 	}
+	t.cfg.life = uint64(time.Now().UnixMicro())
 	if err := t.cfg.check(); err != nil {
 		t.err = fmt.Errorf("memstream: %w", err)
 	}

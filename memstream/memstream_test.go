@@ -317,3 +317,26 @@ func model(t *testing.T, rt *rapid.T) {
 	}
 	rt.Fatalf("%d of %d messages were handled", len(done), sent)
 }
+
+func TestPositionOfAnotherLogIsALossOfUnknownSize(t *testing.T) {
+	old := memstream.New()
+	defer old.Close()
+	send(t, old, 0, 5)
+	s := open(t, old, transport.Options{Start: transport.Start{From: transport.Oldest}})
+	ready(t, s)
+	at := s.(transport.Positioner).Position()
+
+	time.Sleep(time.Millisecond)
+	tr := memstream.New()
+	defer tr.Close()
+	send(t, tr, 10, 20)
+	for _, group := range []string{"", "g"} {
+		s := open(t, tr, transport.Options{Group: group, Start: transport.Start{From: transport.AfterPosition, Position: at}})
+		_, err := s.Receive(t.Context(), make([]transport.Message, 1))
+		lost, ok := errors.AsType[*transport.LostError](err)
+		require.True(t, ok, "got %v", err)
+		require.Zero(t, lost.Count)
+		require.ErrorContains(t, err, "an unknown number of messages")
+		require.Len(t, ready(t, s), 10)
+	}
+}

@@ -16,6 +16,7 @@ type config struct {
 	full        Full
 	lease       time.Duration
 	values      bool
+	life        uint64 // tells positions of this transport from those of others
 }
 
 func defaults() config {

@@ -40,6 +40,7 @@ var (
 	_ transport.Nacker       = (*subscription)(nil)
 	_ transport.Releaser     = (*subscription)(nil)
 	_ transport.Extender     = (*subscription)(nil)
+	_ transport.Positioner   = (*subscription)(nil)
 )
 
 func (s *subscription) Receive(ctx context.Context, dst []transport.Message) (int, error) {
@@ -76,6 +77,14 @@ func (s *subscription) Receive(ctx context.Context, dst []transport.Message) (in
 			return 0, ctx.Err()
 		}
 	}
+}
+
+// Position implements [transport.Positioner], for a group too.
+func (s *subscription) Position() transport.Position {
+	t := s.group.topic
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.at(s.group.next - 1)
 }
 
 // linger lets a few messages come before they are received, when the last ones
@@ -154,9 +163,12 @@ func (s *subscription) take(dst []transport.Message) (int, error) {
 	switch {
 	case s.closed, g.topic.closed:
 		return 0, transport.ErrClosed
-	case g.lost > 0:
-		e := &transport.LostError{Topic: g.topic.name, Group: g.name, Count: g.lost, Next: transport.Position{Lo: g.next}}
-		g.lost = 0
+	case g.lost > 0 || g.foreign:
+		e := &transport.LostError{Topic: g.topic.name, Group: g.name, Count: g.lost, Next: g.topic.at(g.next)}
+		if g.foreign {
+			e.Count = 0
+		}
+		g.lost, g.foreign = 0, false
 		return 0, e
 	}
 	room := min(len(dst), s.room())

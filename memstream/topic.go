@@ -38,6 +38,11 @@ func newTopic(name string, cfg *config) *topic {
 	return t
 }
 
+// at is the position of a message by its number.
+func (t *topic) at(number uint64) transport.Position {
+	return transport.Position{Hi: t.cfg.life, Lo: number}
+}
+
 // send appends msgs one after another, waiting for room if that is the policy.
 func (t *topic) send(ctx context.Context, msgs []transport.Message) (int, error) {
 	err := ctx.Err()
@@ -85,7 +90,7 @@ func (t *topic) appendAll(msgs []transport.Message) (int, error) {
 				return i, transport.ErrFull
 			}
 		}
-		m.Position = transport.Position{Lo: t.log.next}
+		m.Position = t.at(t.log.next)
 		if m.Time.IsZero() {
 			stamped := *m
 			stamped.Time = time.Now().UTC()
@@ -95,8 +100,6 @@ func (t *topic) appendAll(msgs []transport.Message) (int, error) {
 		t.stats.Stored++
 	}
 	t.tail.Store(t.log.next)
-	if false {
-	}
 	if t.cfg.maxAge > 0 && t.age == nil {
 		t.age = time.AfterFunc(t.cfg.maxAge, t.expire)
 	}
@@ -230,6 +233,7 @@ func (t *topic) subscribe(opts transport.Options) (*subscription, error) {
 			return nil, err
 		}
 		g = t.newGroup(opts.Group, next, lost)
+		g.foreign = t.foreign(opts.Start)
 	}
 	lease := opts.Lease
 	if lease == 0 {
@@ -269,6 +273,9 @@ func (t *topic) startAt(opts transport.Options) (next, lost uint64, err error) {
 		return end, 0, nil
 	case transport.AfterPosition:
 		next = min(opts.Start.Position.Lo+1, end)
+		if opts.Start.Position.Hi != t.cfg.life { // before everything, or foreign
+			return first, first - 1, nil
+		}
 		if next < first {
 			return first, first - next, nil
 		}
@@ -289,6 +296,13 @@ func (t *topic) startAt(opts transport.Options) (next, lost uint64, err error) {
 		return 0, 0, fmt.Errorf("%w: topic %s keeps no message with ID %q to start after", transport.ErrNotFound, t.name, opts.Start.ID)
 	}
 	return 0, 0, fmt.Errorf("start %d: no such kind", from)
+}
+
+// foreign reports whether start is a position in another log, such as this
+// topic's in an earlier process.
+func (t *topic) foreign(start transport.Start) bool {
+	p := start.Position
+	return start.From == transport.AfterPosition && p != (transport.Position{}) && p.Hi != t.cfg.life
 }
 
 // remove forgets a group, which must be a broadcast subscription's.

@@ -33,6 +33,7 @@ type broadcast struct {
 	seen    uint64              // entries read since
 
 	mu    sync.Mutex // guards the rest
+	given transport.Position
 	held  map[transport.Position]*kept
 	bytes int
 	token uint64
@@ -56,6 +57,7 @@ var (
 	_ transport.Nacker       = (*broadcast)(nil)
 	_ transport.Releaser     = (*broadcast)(nil)
 	_ transport.Extender     = (*broadcast)(nil)
+	_ transport.Positioner   = (*broadcast)(nil)
 )
 
 func (t *Transport) subscribeBroadcast(ctx context.Context, topic string, o transport.Options) (*broadcast, error) {
@@ -73,7 +75,7 @@ func (t *Transport) subscribeBroadcast(ctx context.Context, topic string, o tran
 	if err != nil {
 		return nil, err
 	}
-	s.cursor = p
+	s.cursor, s.given = p, p
 	if start.From == transport.Newest {
 		s.checked = -checkEvery // look at the first silence
 	}
@@ -175,6 +177,7 @@ func (s *broadcast) take(dst []transport.Message) (n int, wait time.Duration, ro
 		s.held[m.Position] = &kept{msg: *m, size: size, out: true, due: now + s.lease}
 		dst[n] = *m
 		n++
+		s.given = m.Position
 	}
 	clear(s.spare[:n])
 	s.spare = s.spare[n:]
@@ -310,6 +313,13 @@ func (s *broadcast) parse(reply []byte) error {
 	s.cursor, s.spare = last, msgs[:n]
 	s.seen += uint64(k)
 	return nil
+}
+
+// Position implements [transport.Positioner].
+func (s *broadcast) Position() transport.Position {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.given
 }
 
 func (s *broadcast) Lease() time.Duration { return s.lease }

@@ -36,6 +36,15 @@ type Extender interface {
 	Extend(ctx context.Context, rs []Receipt, d time.Duration) error
 }
 
+// Positioner is a broadcast [Subscription] that knows how far it is.
+type Positioner interface {
+	// Position is the place up to which Receive has returned the topic's
+	// messages. A subscription that starts after it, by AfterPosition, begins
+	// with the first message that this one was not given. Called right after
+	// Subscribe it tells where the subscription began.
+	Position() Position
+}
+
 // ValueCarrier is a [Transport] that can carry values by reference.
 type ValueCarrier interface {
 	// CarriesValues reports whether messages hold a Value in place of Data.

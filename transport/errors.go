@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 )
 
 var (
@@ -41,7 +42,7 @@ func (e *LeaseError) Unwrap() error { return ErrLeaseLost }
 type LostError struct {
 	Topic string
 	Group string   // empty for a broadcast
-	Count uint64   // messages lost since the last LostError
+	Count uint64   // messages lost since the last LostError; 0 when nobody knows how many
 	Next  Position // where the subscription goes on
 }
 
@@ -50,7 +51,11 @@ func (e *LostError) Error() string {
 	if e.Group != "" {
 		who = "group " + e.Group
 	}
-	return fmt.Sprintf("%s of topic %s lost %d messages before position %v", who, e.Topic, e.Count, e.Next)
+	count := "an unknown number of"
+	if e.Count > 0 {
+		count = strconv.FormatUint(e.Count, 10)
+	}
+	return fmt.Sprintf("%s of topic %s lost %s messages before position %v", who, e.Topic, count, e.Next)
 }
 
 // Has reports whether r is among the lost.

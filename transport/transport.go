@@ -210,5 +210,5 @@ const (
 	Newest                    // only messages stored from now on
 	AfterID                   // after the message with Start.ID; Subscribe returns ErrNotFound when it is not kept
 	AtTime                    // the first message kept whose Time is not before Start.Time
-	AfterPosition             // after Start.Position; messages no longer kept are reported by a LostError
+	AfterPosition             // after Start.Position; messages no longer kept are reported by a LostError, and so is a position of another log
 )

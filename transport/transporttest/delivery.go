@@ -2,6 +2,7 @@ package transporttest
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -128,6 +129,24 @@ var delivery = []promise{
 		later := b.sendNew("t", 5)
 		s = b.subscribe("t", transport.Options{Group: "g", Start: transport.Start{From: transport.Oldest}})
 		b.sameIDs("next member", s.receive(5), later)
+	}},
+	{"a broadcast subscription that begins where another one ended misses nothing and repeats nothing", func(b *bench) {
+		var sent []transport.Message
+		opts := transport.Options{}
+		for round, n := range []int{0, 5, 0, 1, 40} {
+			s := b.subscribe("t", opts)
+			b.sameIDs(fmt.Sprintf("round %d", round), s.receive(len(sent)), sent)
+			opts.Start = transport.Start{From: transport.AfterPosition, Position: capability[transport.Positioner](s).Position()}
+			sent = b.sendNew("t", n)
+			if len(sent) > 10 { // some of which this one gets
+				got := s.receive(10)
+				b.sameIDs("the first ten", got, sent[:10])
+				opts.Start.Position = capability[transport.Positioner](s).Position()
+				sent = sent[10:]
+			}
+			s.close()
+		}
+		b.sameIDs("the last round", b.subscribe("t", opts).receive(len(sent)), sent)
 	}},
 	{"a message sent after Subscribe returned is never missed", func(b *bench) {
 		for range 100 {
