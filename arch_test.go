@@ -26,7 +26,7 @@ var mayImport = map[string][]string{
 	"transport":               {},
 	"transport/transporttest": {"transport"}, // no testify: other people import it
 	"memstream":               {"transport"}, // a driver does not know echo
-	"redisstream":             {"transport", "github.com/redis/go-redis/v9", "github.com/redis/go-redis/v9/maintnotifications"},
+	"redisstream":             {"transport", "internal/held", "github.com/redis/go-redis/v9", "github.com/redis/go-redis/v9/maintnotifications"},
 	"codec/msgpack":           {".", "github.com/vmihailenco/msgpack/v5"},
 
 	// Built on echo; they know neither each other nor a driver.

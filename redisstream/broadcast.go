@@ -3,23 +3,21 @@ package redisstream
 import (
 	"cmp"
 	"context"
-	"slices"
 	"sync"
 	"time"
 
+	"github.com/echobus/echo/internal/held"
 	"github.com/echobus/echo/transport"
 )
 
 // broadcast is a subscription without a group. It reads at a place of its own,
 // and the server knows nothing of it; so it keeps what is not settled itself.
 type broadcast struct {
+	held.Messages
 	t      *Transport
 	topic  string
 	key    string
-	lease  time.Duration
 	reader reader
-
-	maxMessages, maxBytes int
 
 	// Of the one caller of Receive.
 	cursor  transport.Position // what comes after it is to be read
@@ -32,23 +30,8 @@ type broadcast struct {
 	added   uint64              // entries that the stream had had at some moment
 	seen    uint64              // entries read since
 
-	mu    sync.Mutex // guards the rest
-	given transport.Position
-	held  map[transport.Position]*kept
-	bytes int
-	token uint64
-	job   *broadcastJob
-	woken chan struct{} // holds a token when Receive should look again
-	ended chan struct{}
-	lost  uint64
-}
-
-// kept is a message that was delivered and is not settled.
-type kept struct {
-	msg  transport.Message
-	size int
-	out  bool          // delivered; due is when its lease ends. Otherwise due is when it may be delivered again.
-	due  time.Duration //
+	mu  sync.Mutex // guards job
+	job *broadcastJob
 }
 
 var (
@@ -62,9 +45,8 @@ var (
 
 func (t *Transport) subscribeBroadcast(ctx context.Context, topic string, o transport.Options) (*broadcast, error) {
 	s := &broadcast{
-		t: t, topic: topic, key: t.key(topic), lease: o.Lease,
-		maxMessages: o.MaxPending, maxBytes: o.MaxPendingBytes,
-		held: map[transport.Position]*kept{}, woken: make(chan struct{}, 1), ended: make(chan struct{}),
+		Messages: held.Messages{Leased: o.Lease, Most: o.MaxPending, MostSize: o.MaxPendingBytes, Tell: t.count.event},
+		t:        t, topic: topic, key: t.key(topic),
 	}
 	s.reader = reader{t: t, key: s.key}
 	start := o.Start
@@ -75,7 +57,8 @@ func (t *Transport) subscribeBroadcast(ctx context.Context, topic string, o tran
 	if err != nil {
 		return nil, err
 	}
-	s.cursor, s.given = p, p
+	s.Init(p)
+	s.cursor = p
 	if start.From == transport.Newest {
 		s.checked = -checkEvery // look at the first silence
 	}
@@ -97,7 +80,7 @@ func (s *broadcast) Receive(ctx context.Context, dst []transport.Message) (int, 
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		n, wait, room, err := s.take(dst)
+		n, wait, room, err := s.Take(dst, &s.spare)
 		if n > 0 || err != nil {
 			return n, err
 		}
@@ -111,96 +94,14 @@ func (s *broadcast) Receive(ctx context.Context, dst []transport.Message) (int, 
 	}
 }
 
-// take gives what is due again, and else what was read. Otherwise it returns
-// how long it will be until something is due, and how many messages may be read.
-func (s *broadcast) take(dst []transport.Message) (n int, wait time.Duration, room int, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	select {
-	case <-s.ended:
-		return 0, 0, 0, transport.ErrClosed
-	default:
-	}
-	if s.lost > 0 {
-		e := &transport.LostError{Topic: s.topic, Count: s.lost, Next: s.cursor}
-		s.lost = 0
-		return 0, 0, 0, e
-	}
-	now := clock()
-	var due []*kept
-	out := 0
-	wait = time.Hour
-	for _, k := range s.held {
-		switch {
-		case k.due <= now:
-			due = append(due, k)
-		case k.out:
-			out++
-			wait = min(wait, k.due-now)
-		default:
-			wait = min(wait, k.due-now)
-		}
-	}
-	slices.SortFunc(due, func(a, b *kept) int { return a.msg.Position.Compare(b.msg.Position) })
-	limit := len(dst)
-	if s.maxMessages > 0 {
-		limit = min(limit, s.maxMessages-out)
-	}
-	for _, k := range due {
-		if n >= limit || !k.out && !s.fits(k.size, out+n) {
-			break
-		}
-		s.token++
-		if !k.out {
-			s.bytes += k.size
-		}
-		k.msg.Attempt++
-		k.msg.Token = s.token
-		k.out, k.due = true, now+s.lease
-		dst[n] = k.msg
-		n++
-		s.t.count.redelivered.Add(1)
-	}
-	if n > 0 {
-		s.t.count.received.Add(uint64(n))
-		return n, 0, 0, nil
-	}
-	for n < min(limit, len(s.spare)) {
-		m := &s.spare[n]
-		size := m.Size()
-		if !s.fits(size, out+n) {
-			break
-		}
-		s.token++
-		m.Attempt, m.Token = 1, s.token
-		s.bytes += size
-		s.held[m.Position] = &kept{msg: *m, size: size, out: true, due: now + s.lease}
-		dst[n] = *m
-		n++
-		s.given = m.Position
-	}
-	clear(s.spare[:n])
-	s.spare = s.spare[n:]
-	s.t.count.received.Add(uint64(n))
-	if n > 0 || len(s.spare) > 0 || limit <= 0 {
-		return n, wait, 0, nil
-	}
-	return 0, wait, limit, nil
-}
-
-// fits reports whether one more message of this size may be out.
-func (s *broadcast) fits(size, out int) bool {
-	return s.maxBytes == 0 || out == 0 || s.bytes+size <= s.maxBytes
-}
-
 // sleep waits for a settlement, for d at most.
 func (s *broadcast) sleep(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
-	case <-s.woken:
+	case <-s.Woken():
 	case <-t.C:
-	case <-s.ended:
+	case <-s.Ended():
 	case <-ctx.Done():
 	}
 }
@@ -210,9 +111,9 @@ func (s *broadcast) fill(ctx context.Context, n int, d time.Duration) error {
 	j := s.begin(n, d)
 	select {
 	case <-j.done:
-	case <-s.woken:
+	case <-s.Woken():
 		s.reader.wakeUntil(j.done, grace)
-	case <-s.ended:
+	case <-s.Ended():
 	case <-ctx.Done():
 		s.reader.wakeUntil(j.done, grace)
 	}
@@ -246,7 +147,7 @@ func (s *broadcast) fill(ctx context.Context, n int, d time.Duration) error {
 			s.t.cfg.logger.Warn("redisstream: receiving failed, trying again", "topic", s.topic, "error", err)
 		}
 	}
-	s.pause.wait(ctx, s.ended)
+	s.pause.wait(ctx, s.Ended())
 	return nil
 }
 
@@ -259,8 +160,8 @@ func (s *broadcast) begin(n int, d time.Duration) *broadcastJob {
 	}
 	if n = min(n, pipelineMessages); s.average == 0 {
 		n = min(n, 64)
-	} else if s.maxBytes > 0 {
-		n = min(n, max(1, (s.maxBytes-s.bytes)/s.average))
+	} else if s.MostSize > 0 {
+		n = min(n, max(1, (s.MostSize-s.Size())/s.average))
 	}
 	block := min(max(d, time.Millisecond), blockMost)
 	j := &broadcastJob{done: make(chan struct{})}
@@ -315,86 +216,12 @@ func (s *broadcast) parse(reply []byte) error {
 	return nil
 }
 
-// Position implements [transport.Positioner].
-func (s *broadcast) Position() transport.Position {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.given
-}
-
-func (s *broadcast) Lease() time.Duration { return s.lease }
-
-func (s *broadcast) Ack(ctx context.Context, rs []transport.Receipt) error {
-	return s.each(ctx, rs, func(k *kept) {
-		delete(s.held, k.msg.Position)
-		s.bytes -= k.size
-		s.t.count.acked.Add(1)
-	})
-}
-
-func (s *broadcast) Nack(ctx context.Context, rs []transport.Receipt, delay time.Duration) error {
-	now := clock()
-	return s.each(ctx, rs, func(k *kept) { s.giveBack(k, now+delay) })
-}
-
-func (s *broadcast) Release(ctx context.Context, rs []transport.Receipt) error {
-	now := clock()
-	return s.each(ctx, rs, func(k *kept) {
-		k.msg.Attempt--
-		s.giveBack(k, now)
-	})
-}
-
-func (s *broadcast) giveBack(k *kept, due time.Duration) {
-	k.out, k.due = false, due
-	s.bytes -= k.size
-	s.t.count.givenBack.Add(1)
-}
-
-func (s *broadcast) Extend(ctx context.Context, rs []transport.Receipt, d time.Duration) error {
-	until := clock() + cmp.Or(d, s.lease)
-	return s.each(ctx, rs, func(k *kept) { k.due = until })
-}
-
-// each applies do to the deliveries of rs that are held, and names the others.
-func (s *broadcast) each(ctx context.Context, rs []transport.Receipt, do func(*kept)) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	now := clock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	select {
-	case <-s.ended:
-		return transport.ErrClosed
-	default:
-	}
-	var lost []transport.Receipt
-	for _, r := range rs {
-		if k := s.held[r.Position]; k != nil && k.out && k.msg.Token == r.Token && k.due > now {
-			do(k)
-		} else {
-			lost = append(lost, r)
-		}
-	}
-	s.t.count.stale.Add(uint64(len(lost)))
-	select {
-	case s.woken <- struct{}{}:
-	default:
-	}
-	return leaseError(lost)
-}
-
 // Close implements [transport.Subscription]. It returns within 100 ms.
 func (s *broadcast) Close() error {
-	s.mu.Lock()
-	select {
-	case <-s.ended:
-		s.mu.Unlock()
+	if !s.End() {
 		return nil
-	default:
 	}
-	close(s.ended)
+	s.mu.Lock()
 	j := s.job
 	s.mu.Unlock()
 	s.t.forget(s)
@@ -433,9 +260,7 @@ func (s *broadcast) check() {
 		n := added - s.added - s.seen
 		s.t.count.lost.Add(n)
 		s.t.cfg.logger.Error("redisstream: messages were trimmed or deleted before they were received", "topic", s.topic, "messages", n)
-		s.mu.Lock()
-		s.lost += n
-		s.mu.Unlock()
+		s.Lose(&transport.LostError{Topic: s.topic, Count: n, Next: s.cursor})
 	}
 	s.known, s.added, s.seen = true, added, 0
 }

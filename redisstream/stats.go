@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/echobus/echo/internal/held"
 	"github.com/echobus/echo/transport"
 )
 
@@ -46,6 +47,22 @@ type counters struct {
 type failure struct {
 	text string
 	at   time.Time
+}
+
+// event counts what became of a broadcast subscription's messages.
+func (c *counters) event(e held.Event, n int) {
+	switch e {
+	case held.Received:
+		c.received.Add(uint64(n))
+	case held.Redelivered:
+		c.redelivered.Add(uint64(n))
+	case held.Acked:
+		c.acked.Add(uint64(n))
+	case held.GivenBack:
+		c.givenBack.Add(uint64(n))
+	case held.Stale:
+		c.stale.Add(uint64(n))
+	}
 }
 
 // answered notes that the server answers.
