@@ -158,6 +158,13 @@ func (s *broadcast) begin(n int, d time.Duration) *broadcastJob {
 	if s.job != nil {
 		return s.job
 	}
+	select {
+	case <-s.Ended():
+		j := &broadcastJob{done: make(chan struct{}), err: transport.ErrClosed}
+		close(j.done)
+		return j
+	default:
+	}
 	if n = min(n, pipelineMessages); s.average == 0 {
 		n = min(n, 64)
 	} else if s.MostSize > 0 {

@@ -24,6 +24,7 @@ func raw(ctx context.Context, p processor, reply *sink, key int8, args []any) er
 	from := len(reply.b)
 	cmd := redis.NewRawWriteToCmd(ctx, reply, args...)
 	cmd.SetFirstKeyPos(key)
+	cmd.SetStepCount(1) // or a cluster's client asks the server for it, each time if that may not be asked
 	if err := p.Process(ctx, cmd); err != nil {
 		return err
 	}
@@ -54,10 +55,10 @@ func (replyError) RedisError()     {}
 func is(err error, code string) bool { return redis.HasErrorPrefix(err, code) }
 
 // command runs a command and returns its reply: a string, an int64, a []any,
-// or nil.
+// or nil. It returns when ctx ends at the latest.
 func (t *Transport) command(ctx context.Context, key int8, args ...any) (any, error) {
 	var reply sink
-	if err := raw(ctx, t.clients.command(), &reply, key, args); err != nil {
+	if _, err := within(ctx, func() error { return raw(ctx, t.clients.command(), &reply, key, args) }); err != nil {
 		return nil, err
 	}
 	c := cursor{reply.b}
@@ -166,7 +167,7 @@ const (
 
 func (s *sink) Write(p []byte) (int, error) {
 	switch {
-	case len(p) == 2: // the end of a line
+	case len(p) == 2 && p[0] == '\r': // the end of a line
 	case len(p) > 0 && p[0] == '*' && (len(s.b) == 0 || s.b[len(s.b)-1] == '\n'):
 		if s.heads++; s.heads > deepest {
 			return 0, fmt.Errorf("%w: arrays within arrays", errMalformed)

@@ -108,6 +108,20 @@ func TestNamedConsumerTakesUpWhatItHeld(t *testing.T) {
 	ack(t, s2, msgs...)
 }
 
+func TestNamedConsumersOfOneStartAreNotEachOthersFormer(t *testing.T) {
+	server := redistest.Start(t)
+	tr := open(t, server.Options(), redisstream.WithName("worker-7"), redisstream.WithLease(time.Minute))
+	one := subscribe(t, tr, "t", transport.Options{Group: "g"})
+	send(t, tr, "t", numbered("m", 5)...)
+	msgs := receive(t, one, 5)
+	two := subscribe(t, tr, "t", transport.Options{Group: "g"})
+	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+	defer cancel()
+	_, err := two.Receive(ctx, make([]transport.Message, 5))
+	require.ErrorIs(t, err, context.DeadlineExceeded, "the other one is at work")
+	ack(t, one, msgs...)
+}
+
 // A job that kills every process that handles it comes again with a higher
 // attempt each time, and keeps nothing else from being done.
 func TestPoison(t *testing.T) {

@@ -34,6 +34,7 @@ type delivery struct {
 	since    time.Duration // when that was last agreed with the server
 	size     int
 	attempt  int
+	tried    bool // an acknowledgement failed, and may have been done
 }
 
 func (h *hold) init(o transport.Options) {
@@ -43,10 +44,35 @@ func (h *hold) init(o transport.Options) {
 	h.ended = make(chan struct{})
 }
 
-// space is how many messages of about size may be asked for, at most n.
-func (h *hold) space(n, size int) int {
+// space is how many messages of about size may be asked for, at most n. If
+// none, wait is how long it will be until a lease ends. expired tells that there
+// is room because one did, and its message is due.
+func (h *hold) space(n, size int) (room int, wait time.Duration, expired bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if room = h.left(n, size); room > 0 {
+		return room, 0, false
+	}
+	now := clock() - leeway
+	wait = time.Hour
+	for p, d := range h.held {
+		if d.deadline <= now { // it is not held any more, whether or not somebody else has it
+			delete(h.held, p)
+			h.bytes -= d.size
+			h.over = false
+			expired = true
+		} else {
+			wait = min(wait, d.deadline-now)
+		}
+	}
+	return h.left(n, size), wait, expired
+}
+
+// leeway is how much later than here a lease may end at the server.
+const leeway = 5 * time.Millisecond
+
+// left is space. The caller holds mu.
+func (h *hold) left(n, size int) int {
 	if h.over && len(h.held) > 0 {
 		return 0
 	}
@@ -83,7 +109,7 @@ func (h *hold) take(msgs []transport.Message, now, deadline time.Duration) int {
 		h.token++
 		m.Token = h.token
 		h.bytes += size
-		h.held[m.Position] = delivery{h.token, deadline, now, size, m.Attempt}
+		h.held[m.Position] = delivery{token: h.token, deadline: deadline, since: now, size: size, attempt: m.Attempt}
 	}
 	return len(msgs)
 }
@@ -93,6 +119,7 @@ type settling struct {
 	rs     []transport.Receipt // held
 	ds     []delivery          // what rs were
 	lost   []transport.Receipt // not held
+	tried  bool                // some may have been acknowledged before
 	unsure bool                // some were agreed with the server too long ago to rely on it
 }
 
@@ -119,6 +146,7 @@ func (h *hold) settle(rs []transport.Receipt, lease, now time.Duration) *settlin
 			s.lost = append(s.lost, r)
 		} else {
 			s.unsure = s.unsure || now-d.since > lease/2
+			s.tried = s.tried || d.tried
 			s.rs = append(s.rs, r)
 			s.ds = append(s.ds, d)
 		}
@@ -138,12 +166,13 @@ func (h *hold) settled() {
 	}
 }
 
-// restore puts deliveries back that could not be settled.
+// restore puts deliveries back that could not be settled, as far as is known.
 func (h *hold) restore(s *settling) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i, r := range s.rs {
 		if _, ok := h.held[r.Position]; !ok {
+			s.ds[i].tried = true
 			h.held[r.Position] = s.ds[i]
 			h.bytes += s.ds[i].size
 		}

@@ -157,6 +157,7 @@ func TestHostileServer(t *testing.T) {
 		"an exabyte announced": "$1152921504606846976\r\nabc…",
 		"a billion elements":   "*1000000000\r\n:1\r\n…",
 		"deep":                 strings.Repeat("*1\r\n", 10_000) + ":1\r\n",
+		"bottomless":           strings.Repeat("*1\r\n", 8_000_000),
 		"cut off":              "*1\r\n*2\r\n$1\r\nt\r\n*1\r\n*2\r\n$3\r\n1-…",
 		"garbage":              "\x00\xff\r\n…",
 		"an error of no kind":  "-\r\n",

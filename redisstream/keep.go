@@ -11,6 +11,10 @@ import (
 const (
 	trimEvery = 2 * time.Second
 	deadAfter = 24 * time.Hour
+
+	// trimMost is how many entries the script looks at in one run, so that the
+	// server's other clients need not wait long.
+	trimMost = 10_000
 )
 
 // retain sees to it that a topic's stream is kept within its bounds.
@@ -87,21 +91,27 @@ func (t *Transport) Trim(ctx context.Context, topic string) error {
 	if r.MaxLen > 0 {
 		most = strconv.FormatInt(r.MaxLen, 10)
 	}
-	var reply sink
-	err := t.run(ctx, trimScript, []string{key, t.sideKey(topic, "lost")}, &reply, age, most, flag(r.Acknowledged), flag(r.Unacknowledged))
-	if err != nil {
-		return describe("trimming", key, err)
+	for {
+		var reply sink
+		_, err := within(ctx, func() error {
+			return t.run(ctx, trimScript, []string{key, t.sideKey(topic, "lost")}, &reply, age, most, flag(r.Acknowledged), flag(r.Unacknowledged))
+		})
+		if err != nil {
+			return describe("trimming", key, err)
+		}
+		c := cursor{reply.b}
+		if _, err := c.array(); err != nil {
+			return err
+		}
+		n, err := c.integer()
+		if err != nil {
+			return err
+		}
+		t.count.trimmed.Add(uint64(max(n, 0)))
+		if n < trimMost {
+			return nil
+		}
 	}
-	c := cursor{reply.b}
-	if _, err := c.array(); err != nil {
-		return err
-	}
-	n, err := c.integer()
-	if err != nil {
-		return err
-	}
-	t.count.trimmed.Add(uint64(max(n, 0)))
-	return nil
 }
 
 func flag(b bool) string {
@@ -118,7 +128,7 @@ func (t *Transport) serverTime(ctx context.Context, key string) (time.Time, erro
 		return time.Time{}, err
 	}
 	var reply sink
-	if err := raw(ctx, n, &reply, 0, []any{"TIME"}); err != nil {
+	if _, err := within(ctx, func() error { return raw(ctx, n, &reply, 0, []any{"TIME"}) }); err != nil {
 		return time.Time{}, err
 	}
 	c := cursor{reply.b}

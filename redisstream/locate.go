@@ -52,7 +52,7 @@ func (t *Transport) newest(ctx context.Context, key string) (p transport.Positio
 		return err
 	})
 	if err != nil {
-		return p, describe("XINFO STREAM", key, err)
+		return transport.Position{}, describe("XINFO STREAM", key, err)
 	}
 	return p, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -20,6 +21,8 @@ type member struct {
 	losses string // the key of the hash of what retention took from groups
 	group  *group
 	name   groupName
+	base   string // of the consumer's names, which end in a lease
+	self   string // the usual one of them
 	lease  time.Duration
 	reader reader
 	left   chan struct{} // closed when Close has given everything back
@@ -27,14 +30,15 @@ type member struct {
 	// Of the one caller of Receive.
 	former  string // what to take over at once, the first time
 	last    transport.Position
-	average int     // size of a message
-	pause   backoff // between attempts that fail
-	aside   int     // entries set aside
-	turn    bool    // new messages come next, as there is more that is due than room
+	average int           // size of a message
+	pause   backoff       // between attempts that fail
+	aside   int           // entries set aside
+	stuck   time.Duration // until when setting aside is not tried, as it failed
+	turn    bool          // new messages come next, as there is more that is due than room
 
 	state sync.Mutex // guards the rest
 	job   *job       // under way
-	names []string   // of the consumer; the first is the usual one
+	names []string   // of the consumer
 	lost  uint64     // messages lost, not yet told
 	final error      // what Receive returns for good
 }
@@ -54,24 +58,15 @@ func (t *Transport) subscribeGroup(ctx context.Context, topic string, o transpor
 	}
 	s.hold.init(o)
 	s.reader = reader{t: t, key: s.key}
-	s.names = []string{s.consumer(s.lease)}
+	s.base = t.name + "-" + strconv.FormatUint(t.serial.Add(1), 10)
+	s.self = s.base + suffix(s.lease)
+	s.names = []string{s.self}
 	if err := s.create(ctx, o.Start); err != nil {
 		return nil, err
 	}
 	s.group = t.join(s.name)
 	t.spawn(func() { t.sweep(s.key, o.Group) })
 	return s, nil
-}
-
-// consumer is a name for this subscription with a lease.
-func (s *member) consumer(lease time.Duration) string {
-	base := ""
-	if len(s.names) > 0 {
-		base = s.names[0][:len(s.names[0])-len(suffix(s.lease))]
-	} else {
-		base = s.t.name + "-" + strconv.FormatUint(s.t.serial.Add(1), 10)
-	}
-	return base + suffix(lease)
 }
 
 func suffix(lease time.Duration) string { return "." + strconv.FormatInt(milliseconds(lease), 10) }
@@ -168,16 +163,20 @@ func (s *member) Receive(ctx context.Context, dst []transport.Message) (int, err
 		if err := s.told(); err != nil {
 			return 0, err
 		}
-		room := s.space(min(len(dst), pipelineMessages), s.average)
+		room, wait, expired := s.space(min(len(dst), pipelineMessages), s.average)
+		if expired {
+			s.group.poke()
+		}
 		if room == 0 {
+			t := time.NewTimer(wait)
 			select {
 			case <-s.room:
-				continue
+			case <-t.C:
 			case <-s.ended:
-				return 0, transport.ErrClosed
 			case <-ctx.Done():
-				return 0, ctx.Err()
 			}
+			t.Stop()
+			continue
 		}
 		if s.average == 0 {
 			room = min(room, 64) // until it is known how large messages are
@@ -221,6 +220,11 @@ func (s *member) start(room int) *job {
 		return j
 	}
 	j := &job{s: s, most: room, done: make(chan struct{}), began: clock()}
+	if s.open(context.Background()) != nil { // after which nothing may be read for this consumer
+		j.err = transport.ErrClosed
+		close(j.done)
+		return j
+	}
 	s.job = j
 	block := time.Duration(0)
 	if s.turn {
@@ -243,7 +247,7 @@ func (j *job) run(block time.Duration) {
 	if j.claim {
 		j.reply, j.err = s.claim(j.most)
 	} else {
-		args := []any{"XREADGROUP", "GROUP", s.name.group, s.names[0], "COUNT", j.most, "BLOCK", block.Milliseconds(), "STREAMS", s.key, ">"}
+		args := []any{"XREADGROUP", "GROUP", s.name.group, s.self, "COUNT", j.most, "BLOCK", block.Milliseconds(), "STREAMS", s.key, ">"}
 		if block == 0 {
 			args = append(args[:6], args[8:]...)
 		}
@@ -271,7 +275,7 @@ func (s *member) claim(most int) ([]byte, error) {
 	defer cancel()
 	var buf sink
 	err := s.t.run(ctx, claimScript, []string{s.key, s.losses}, &buf,
-		s.name.group, s.names[0], most, milliseconds(s.lease), horizonMS, s.former)
+		s.name.group, s.self, most, milliseconds(s.lease), horizonMS, s.former, s.t.name+"-")
 	if err == nil {
 		s.former = ""
 	}
@@ -344,8 +348,13 @@ func (s *member) finish(ctx context.Context, j *job, dst []transport.Message) (i
 	case none:
 		return 0, nil
 	case lostGroup:
-		if err = s.recreate(ctx); err == nil {
+		var made bool
+		if made, err = s.recreate(ctx); made {
 			return 0, nil
+		}
+		if err == nil { // made by another, or this connection leads to another server than it is on
+			s.reader.drop()
+			break
 		}
 		if faultOf(err) != rejected && !errors.Is(err, ErrGroupLost) {
 			break
@@ -357,7 +366,7 @@ func (s *member) finish(ctx context.Context, j *job, dst []transport.Message) (i
 		s.final = err
 		return 0, nil // Receive returns it
 	}
-	if s.pause.d == 0 {
+	if s.pause.d == 0 && err != nil {
 		s.t.cfg.logger.Warn("redisstream: receiving failed, trying again", "topic", s.topic, "group", s.name.group, "error", err)
 	}
 	s.pause.wait(ctx, s.ended)
@@ -366,13 +375,20 @@ func (s *member) finish(ctx context.Context, j *job, dst []transport.Message) (i
 
 // deliver hands the messages of a job to the consumer.
 func (s *member) deliver(j *job, dst []transport.Message) (int, error) {
-	msgs, from, err := s.parse(j, dst)
+	into := dst
+	if len(dst) < j.most { // it was begun for an earlier Receive
+		into = make([]transport.Message, j.most)
+	}
+	msgs, from, err := s.parse(j, into)
 	if err != nil {
 		return 0, err
 	}
-	n := s.take(msgs, from, from+s.lease)
+	n := s.take(msgs[:min(len(msgs), len(dst))], from, from+s.lease)
 	if n < len(msgs) {
-		s.giveBack(msgs[n:])
+		s.giveBackLater(msgs[n:])
+	}
+	if len(dst) < j.most {
+		copy(dst, msgs[:n])
 	}
 	s.t.count.received.Add(uint64(n))
 	size := 0
@@ -501,6 +517,9 @@ func (s *member) bad(e *entry, why error) {
 		s.ackIDs(s.t.ctx, []transport.Receipt{{Position: e.id}})
 		return
 	}
+	if clock() < s.stuck {
+		return // it comes again
+	}
 	s.t.count.setAside.Add(1)
 	id := e.id.String()
 	if s.aside++; s.aside == 1 || s.aside%1000 == 0 { // a stream may be full of them
@@ -522,6 +541,7 @@ func (s *member) bad(e *entry, why error) {
 	defer cancel()
 	if err := s.t.run(ctx, asideScript, []string{s.key, s.t.sideKey(s.topic, "aside")}, nil, args...); err != nil {
 		s.t.failed(err)
+		s.stuck = clock() + time.Second
 		s.t.cfg.logger.Error("redisstream: setting an entry aside failed, it comes again", "topic", s.topic, "group", s.name.group, "entry", id, "error", err)
 	}
 }
@@ -537,6 +557,12 @@ func (s *member) returnAll(j *job) {
 	}
 }
 
+// giveBackLater is giveBack in a goroutine of its own.
+func (s *member) giveBackLater(msgs []transport.Message) {
+	msgs = slices.Clone(msgs)
+	s.t.spawn(func() { s.giveBack(msgs) })
+}
+
 // giveBack returns messages that nobody was given.
 func (s *member) giveBack(msgs []transport.Message) {
 	if len(msgs) == 0 {
@@ -548,7 +574,7 @@ func (s *member) giveBack(msgs []transport.Message) {
 	}
 	ctx, cancel := context.WithTimeout(s.t.ctx, settleMost)
 	defer cancel()
-	if _, err := s.settleByScript(ctx, "give", rs, waiting, horizon, 1); err != nil {
+	if _, err := s.settleByScript(ctx, "give", rs, waiting, atOnce, 1); err != nil {
 		s.t.failed(err)
 		return
 	}
@@ -556,23 +582,20 @@ func (s *member) giveBack(msgs []transport.Message) {
 }
 
 // recreate makes a group again that was lost.
-func (s *member) recreate(ctx context.Context) error {
+func (s *member) recreate(ctx context.Context) (made bool, err error) {
 	id := "0"
 	switch s.t.cfg.onLost {
 	case Fail:
-		return fmt.Errorf("redisstream: group %s of %s: %w", s.name.group, s.key, ErrGroupLost)
+		return false, fmt.Errorf("redisstream: group %s of %s: %w", s.name.group, s.key, ErrGroupLost)
 	case Resume:
 		id = s.resumeAt().String()
 	}
-	made, err := s.make(ctx, id)
-	if err != nil {
-		return err
-	}
+	made, err = s.make(ctx, id)
 	if made {
 		s.t.count.groupsRecreated.Add(1)
 		s.t.cfg.logger.Error("redisstream: the group was lost and made again", "topic", s.topic, "group", s.name.group, "start", id)
 	}
-	return nil
+	return made, err
 }
 
 // resumeAt is the place after which nothing was settled.
@@ -631,16 +654,21 @@ func (s *member) depart() {
 	if j != nil {
 		select {
 		case <-j.done:
+			if j.claim && j.err == nil && !j.returned {
+				s.parse(j, make([]transport.Message, j.most)) // for what it tells of losses
+			}
 		case <-ctx.Done():
 		}
 	}
 	s.state.Lock()
-	args := []any{s.name.group, horizonMS}
+	args := []any{s.name.group, atOnceMS, s.lost}
 	for _, name := range s.names {
 		args = append(args, name)
 	}
 	s.state.Unlock()
-	_, err := s.t.retrying(ctx, forever, func(ctx context.Context) error { return s.t.run(ctx, leaveScript, []string{s.key}, nil, args...) })
+	_, err := s.t.retrying(ctx, forever, func(ctx context.Context) error {
+		return s.t.run(ctx, leaveScript, []string{s.key, s.losses}, nil, args...)
+	})
 	if err != nil && faultOf(err) != lostGroup {
 		s.t.cfg.logger.Warn("redisstream: giving back on closing failed, messages come again when their leases end", "topic", s.topic, "group", s.name.group, "error", err)
 	}

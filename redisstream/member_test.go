@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -179,6 +180,124 @@ func TestRetention(t *testing.T) {
 }
 
 // How far a group is, and what it costs while nothing happens.
+// A group that nobody works for must not keep a stream from being trimmed when
+// that is asked for, however often.
+func TestRetentionByAgeAndAnIdleGroup(t *testing.T) {
+	server := redistest.Start(t)
+	tr := open(t, server.Options(), redisstream.WithRetention(redisstream.Retention{MaxAge: 50 * time.Millisecond, Unacknowledged: true}))
+	send(t, tr, "t", "first")
+	for _, group := range []string{"idle", "idler"} { // with which Redis knows how many they have read
+		s := subscribe(t, tr, "t", transport.Options{Group: group})
+		ack(t, s, receive(t, s, 1)...)
+		s.Close()
+	}
+	for range 4 {
+		send(t, tr, "t", numbered("m", 3)...)
+		time.Sleep(60 * time.Millisecond)
+		require.NoError(t, tr.Trim(t.Context(), "t"))
+		require.Zero(t, server.Client().XLen(t.Context(), "echo:{t}").Val())
+	}
+	for _, group := range []string{"idle", "idler"} {
+		s := subscribe(t, tr, "t", transport.Options{Group: group})
+		_, err := s.Receive(t.Context(), make([]transport.Message, 1))
+		lost, ok := errors.AsType[*transport.LostError](err)
+		require.True(t, ok, err)
+		require.EqualValues(t, 12, lost.Count)
+	}
+}
+
+// More than one run of the script may remove.
+func TestRetentionOfABacklog(t *testing.T) {
+	server := redistest.Start(t)
+	tr := open(t, server.Options(), redisstream.WithRetention(redisstream.Retention{MaxLen: 100, Unacknowledged: true}))
+	for _, group := range []string{"behind", "ahead"} {
+		subscribe(t, tr, "t", transport.Options{Group: group}).Close()
+	}
+	batch := make([]transport.Message, 1000)
+	for i := range batch {
+		batch[i] = message(fmt.Sprint(i))
+	}
+	for i := range 35 {
+		_, err := tr.Send(t.Context(), "t", batch)
+		require.NoError(t, err)
+		if i < 10 {
+			s := subscribe(t, tr, "t", transport.Options{Group: "ahead"})
+			ack(t, s, receive(t, s, 1000)...)
+			s.Close()
+		}
+	}
+	require.NoError(t, tr.Trim(t.Context(), "t"))
+	require.EqualValues(t, 100, server.Client().XLen(t.Context(), "echo:{t}").Val())
+	for group, n := range map[string]uint64{"behind": 34_900, "ahead": 24_900} {
+		s := subscribe(t, tr, "t", transport.Options{Group: group})
+		_, err := s.Receive(t.Context(), make([]transport.Message, 1))
+		lost, ok := errors.AsType[*transport.LostError](err)
+		require.True(t, ok, "%s: %v", group, err)
+		require.Equal(t, n, lost.Count, group)
+		require.Equal(t, "900", receive(t, s, 1)[0].ID, group)
+	}
+}
+
+// What is trimmed while a consumer holds it is told, whatever the consumer
+// does with it next.
+func TestHeldEntriesThatAreTrimmed(t *testing.T) {
+	server := redistest.Start(t)
+	for what, do := range map[string]func(t *testing.T, s transport.Subscription, rs []transport.Receipt){
+		"nack": func(t *testing.T, s transport.Subscription, rs []transport.Receipt) {
+			require.NoError(t, s.(transport.Nacker).Nack(t.Context(), rs, 0))
+		},
+		"release": func(t *testing.T, s transport.Subscription, rs []transport.Receipt) {
+			require.NoError(t, s.(transport.Releaser).Release(t.Context(), rs))
+		},
+		"close": func(t *testing.T, s transport.Subscription, rs []transport.Receipt) { require.NoError(t, s.Close()) },
+		"extend": func(t *testing.T, s transport.Subscription, rs []transport.Receipt) {
+			err := s.(transport.Extender).Extend(t.Context(), rs, 0)
+			lost, ok := errors.AsType[*transport.LeaseError](err)
+			require.True(t, ok, err)
+			require.Equal(t, rs[:2], lost.Lost)
+			require.NoError(t, s.(transport.Acker).Ack(t.Context(), rs[2:]))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			tr := open(t, server.Options(), redisstream.WithPrefix(prefix()))
+			topic := "t"
+			s := subscribe(t, tr, topic, transport.Options{Group: "g"})
+			send(t, tr, topic, numbered("m", 4)...)
+			msgs := receive(t, s, 4)
+			rs := make([]transport.Receipt, len(msgs))
+			for i := range msgs {
+				rs[i] = msgs[i].Receipt()
+			}
+			keys := server.Client().Keys(t.Context(), "*{t}").Val()
+			for _, key := range keys {
+				require.NoError(t, server.Client().XDel(t.Context(), key, msgs[0].Position.String(), msgs[1].Position.String()).Err())
+			}
+			do(t, s, rs)
+			other := subscribe(t, tr, topic, transport.Options{Group: "g"})
+			want := 2
+			if what == "extend" {
+				want = 0
+			}
+			var got []string
+			var told uint64
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			for len(got) < want || told < 2 {
+				dst := make([]transport.Message, 2)
+				n, err := other.Receive(ctx, dst)
+				if lost, ok := errors.AsType[*transport.LostError](err); ok {
+					told += lost.Count
+				} else {
+					require.NoError(t, err)
+				}
+				got = append(got, ids(dst[:n])...)
+			}
+			require.EqualValues(t, 2, told)
+			require.Equal(t, []string{"m-2", "m-3"}[:want], append([]string{}, got...))
+		})
+	}
+}
+
 func TestGroups(t *testing.T) {
 	server := redistest.Start(t)
 	tr := open(t, server.Options())

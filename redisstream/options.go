@@ -59,7 +59,8 @@ func WithName(name string) Option {
 func WithLease(d time.Duration) Option { return func(c *config) { c.lease = d } }
 
 // WithSendTimeout bounds how long Send goes on trying while the server refuses
-// or cannot be reached, if its context allows as much; the default is 10 s.
+// or cannot be reached, if its context allows as much; the default is 10 s. It
+// counts anew for every thousand messages or megabyte of a batch.
 func WithSendTimeout(d time.Duration) Option { return func(c *config) { c.sendFor = d } }
 
 // WithResend lets Send send messages whose outcome is unknown again, up to n

@@ -189,10 +189,8 @@ func (t *Transport) Ping(ctx context.Context) error {
 }
 
 func (t *Transport) ping(ctx context.Context) error {
-	return within(ctx, func() error {
-		_, err := t.command(ctx, 0, "PING")
-		return err
-	})
+	_, err := t.command(ctx, 0, "PING")
+	return err
 }
 
 // usable returns why the transport cannot be used, or nil.
@@ -255,18 +253,19 @@ func (t *Transport) failed(err error) {
 	t.count.failed(err)
 }
 
-// within runs f, and returns when ctx ends at the latest. f may then go on.
-func within(ctx context.Context, f func() error) error {
+// within runs f, and returns when ctx ends at the latest. It reports whether f
+// returned; otherwise f goes on with all that it uses.
+func within(ctx context.Context, f func() error) (finished bool, err error) {
 	if ctx.Done() == nil {
-		return f()
+		return true, f()
 	}
 	done := make(chan error, 1)
 	go func() { done <- f() }()
 	select {
 	case err := <-done:
-		return err
+		return true, err
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return false, context.Cause(ctx)
 	}
 }
 

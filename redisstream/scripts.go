@@ -64,16 +64,21 @@ const (
 	waiting   = "~waiting"
 	horizon   = 10 * 365 * 24 * time.Hour
 	horizonMS = "315360000000"
+
+	// What goes back without a delay is idle for longer than that, so that it
+	// is due even if the server's clock is set back.
+	atOnce   = 2 * horizon
+	atOnceMS = "630720000000"
 )
 
 // retrying runs a command that may be repeated, until it succeeds, fails for
 // good, ctx ends, or longest has passed. It reports whether it was sent more
-// than once.
+// than once. f may go on after an error if ctx ended.
 func (t *Transport) retrying(ctx context.Context, longest time.Duration, f func(context.Context) error) (again bool, err error) {
 	var pause backoff
 	var until time.Duration
 	for {
-		err := within(ctx, func() error { return f(ctx) })
+		_, err := within(ctx, func() error { return f(ctx) })
 		fault := faultOf(err)
 		if fault == none {
 			t.answered()

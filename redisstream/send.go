@@ -99,6 +99,9 @@ func (t *Transport) sendSome(ctx context.Context, key string, msgs []transport.M
 		}
 		t.failed(err)
 		err = describe("XADD", key, ended(ctx, err))
+		if _, ok := errors.AsType[*ReplicaError](err); ok { // stored, and so not to be sent again
+			return n, err
+		}
 		over := t.ctx.Err() != nil || ctx.Err() != nil || time.Now().After(until)
 		switch fault {
 		case ambiguous:
@@ -202,6 +205,7 @@ func (x *xadds) seal(ctx context.Context) {
 	for i, end := range x.ends {
 		x.memory[i] = *redis.NewRawWriteToCmd(ctx, &x.replies, x.args[from:end:end]...) // which go-redis never sends again
 		x.memory[i].SetFirstKeyPos(1)
+		x.memory[i].SetStepCount(1) // or a cluster's client asks the server for it
 		x.cmds = append(x.cmds, &x.memory[i])
 		from = end
 	}
@@ -227,9 +231,9 @@ func (t *Transport) attempt(ctx context.Context, key string, msgs []transport.Me
 		x.free()
 		return 0, rejected, err
 	}
-	err := within(ctx, func() error { return t.execute(ctx, key, x.cmds) })
-	if err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
-		return 0, ambiguous, err // the commands may still be under way
+	finished, err := within(ctx, func() error { return t.execute(ctx, key, x.cmds) })
+	if !finished {
+		return 0, ambiguous, err // the commands are still under way, and x with them
 	}
 	defer x.free()
 	return t.stored(msgs, x.replies.b, err)
@@ -297,15 +301,14 @@ func (t *Transport) stored(msgs []transport.Message, replies []byte, failure err
 			f = ambiguous
 		}
 	}
-	if err != nil || t.cfg.replicas == 0 {
+	if t.cfg.replicas == 0 || n == 0 {
 		return n, f, err
 	}
-	got, err := c.integer()
-	if err != nil || int(got) < t.cfg.replicas {
+	if got, e := c.integer(); e != nil || int(got) < t.cfg.replicas {
 		t.count.unreplied.Add(uint64(n))
-		return 0, rejected, errors.Join(&ReplicaError{Want: t.cfg.replicas, Got: int(got)}, failure)
+		return 0, rejected, errors.Join(&ReplicaError{Want: t.cfg.replicas, Got: int(got)}, cmp.Or(err, failure))
 	}
-	return n, none, nil
+	return n, f, err
 }
 
 // added takes the reply to an XADD. missing is the error where there is none.

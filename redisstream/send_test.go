@@ -368,6 +368,7 @@ func TestReplicas(t *testing.T) {
 	require.True(t, ok, err)
 	assert.Equal(t, redisstream.ReplicaError{Want: 1, Got: 0}, *missing)
 	assert.ErrorIs(t, err, transport.ErrPublishUnknown)
+	assert.NotErrorIs(t, err, transport.ErrNotPublished)
 	assert.Equal(t, before+1, server.Client().XLen(t.Context(), "echo:{t}").Val(), "the primary has it")
 	assert.EqualValues(t, 1, tr.Stats().Unreplied-unreplied)
 }

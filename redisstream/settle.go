@@ -45,7 +45,7 @@ func (s *member) ack(ctx context.Context, set *settling) (lost []transport.Recei
 	switch {
 	case err != nil:
 		return nil, err
-	case again || n == len(set.rs): // the first reply was lost and cannot be asked for
+	case again || set.tried || n == len(set.rs): // the first reply was lost and cannot be asked for
 		return nil, nil
 	case n == 0:
 		return slices.Clone(set.rs), nil // the group was lost
@@ -74,7 +74,10 @@ func (s *member) ackIDs(ctx context.Context, rs []transport.Receipt) (n int, aga
 	if ctx.Err() == nil { // otherwise the command may be under way
 		x.free()
 	}
-	return n, again, err
+	if err != nil {
+		return 0, again, err
+	}
+	return n, again, nil
 }
 
 var xack = "XACK"
@@ -115,7 +118,11 @@ func (s *member) give(ctx context.Context, rs []transport.Receipt, delay time.Du
 	}
 	set := s.settle(rs, s.lease, clock())
 	defer set.free()
-	lost, err := s.settleByScript(ctx, "give", set.rs, waiting, horizon-delay, less)
+	idle := atOnce
+	if delay > 0 {
+		idle = horizon - delay
+	}
+	lost, err := s.settleByScript(ctx, "give", set.rs, waiting, idle, less)
 	if err != nil {
 		s.restore(set)
 		s.t.failed(err)
@@ -143,9 +150,11 @@ func (s *member) Extend(ctx context.Context, rs []transport.Receipt, d time.Dura
 	}
 	now := clock()
 	held, lost := s.holding(rs, now)
-	to, idle := s.names[0], s.lease-d
+	to, idle := s.self, s.lease-d
 	if d > s.lease {
-		to, idle = s.longer(d), 0
+		if to, idle = s.longer(d), 0; to == "" {
+			return transport.ErrClosed
+		}
 	}
 	gone, err := s.settleByScript(ctx, "extend", held, to, idle, 0)
 	if err != nil {
@@ -159,11 +168,15 @@ func (s *member) Extend(ctx context.Context, rs []transport.Receipt, d time.Dura
 	return leaseError(lost)
 }
 
-// longer returns the consumer's name with a longer lease.
+// longer returns the consumer's name with a longer lease, or "" if the
+// subscription is closed: who leaves must know all names.
 func (s *member) longer(d time.Duration) string {
-	name := s.consumer(d)
+	name := s.base + suffix(d)
 	s.state.Lock()
 	defer s.state.Unlock()
+	if s.open(context.Background()) != nil {
+		return ""
+	}
 	if !slices.Contains(s.names, name) {
 		s.names = append(s.names[:len(s.names):len(s.names)], name)
 	}
@@ -211,7 +224,7 @@ func (s *member) settleSome(ctx context.Context, what string, rs []transport.Rec
 	var reply sink
 	again, err := s.t.retrying(ctx, s.longest(), func(ctx context.Context) error {
 		reply.b = reply.b[:0]
-		return s.t.run(ctx, settleScript, []string{s.key}, &reply, args...)
+		return s.t.run(ctx, settleScript, []string{s.key, s.losses}, &reply, args...)
 	})
 	if faultOf(err) == lostGroup {
 		return rs, nil

@@ -105,6 +105,15 @@ func (p Position) String() string {
 	return strconv.FormatUint(p.Hi, 10) + "-" + strconv.FormatUint(p.Lo, 10)
 }
 
+// MarshalText implements [encoding.TextMarshaler] with the form of String.
+func (p Position) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler] by ParsePosition.
+func (p *Position) UnmarshalText(text []byte) (err error) {
+	*p, err = ParsePosition(string(text))
+	return err
+}
+
 // ParsePosition reads the form that String writes.
 func ParsePosition(s string) (Position, error) {
 	hi, lo, ok := strings.Cut(s, "-")

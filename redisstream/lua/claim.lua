@@ -4,12 +4,13 @@
 --
 -- KEYS: the stream, the hash of losses
 -- ARGV: group, consumer, how many, the lease of names without one, the idle
---       time at which what waits is due, the name's prefix of a predecessor or ""
+--       time at which what waits is due, the name's prefix of a predecessor or
+--       "", that of this process
 -- Returns: milliseconds until more of what waits is due or -1, whether there is
 --          more at once, messages lost, ids, their deliveries so far, entries
 local stream, losses = KEYS[1], KEYS[2]
 local group, me, most = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local lease, horizon, former = ARGV[4], ARGV[5], ARGV[6]
+local lease, horizon, former, own = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
 local function parts(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
@@ -44,7 +45,7 @@ for _, consumer in ipairs(redis.call('XPENDING', stream, group)[4] or {}) do
   local idle = string.match(name, '%.(%d+)$') or lease
   if name == '~waiting' then
     idle = horizon
-  elseif former ~= '' and name ~= me and string.sub(name, 1, #former) == former then
+  elseif former ~= '' and string.sub(name, 1, #former) == former and string.sub(name, 1, #own) ~= own then
     idle = '0'
   end
   local rows = redis.call('XPENDING', stream, group, 'IDLE', idle, '-', '+', most + 1, name)

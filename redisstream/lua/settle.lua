@@ -1,11 +1,13 @@
 -- Settles or extends deliveries that a consumer holds, and no others.
 --
--- KEYS: the stream
+-- KEYS: the stream, the hash of losses
 -- ARGV: "ack", "give" or "extend"; group; for give and extend the consumer that
 --       gets them and the idle time they have then; how many deliveries to take
 --       off the count; how many names the holder has, the names; the ids in order
--- Returns: the indexes, from 0, of ids that the holder does not hold
-local stream = KEYS[1]
+-- Returns: the indexes, from 0, of ids that the holder does not hold; to extend,
+--          also of those whose entries were trimmed or deleted. What is gone
+--          counts as lost to the group.
+local stream, losses = KEYS[1], KEYS[2]
 local what, group, to, idle, less = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local names = tonumber(ARGV[6])
 local first = 6 + names + 1
@@ -18,11 +20,11 @@ for i = 7, 6 + names do
   end
 end
 
-local lost, ids, counts = {}, {}, {}
+local lost, ids, counts, indexes = {}, {}, {}, {}
 for i = first, #ARGV do
   local id = ARGV[i]
   if held[id] then
-    ids[#ids + 1], counts[#counts + 1] = id, held[id]
+    ids[#ids + 1], counts[#counts + 1], indexes[#indexes + 1] = id, held[id], i - first
   else
     lost[#lost + 1] = i - first
   end
@@ -53,7 +55,21 @@ while from <= #ids do
     end
     args[#args + 1] = 'JUSTID'
   end
-  redis.call(unpack(args))
+  local done = redis.call(unpack(args))
+  if what ~= 'ack' and #done <= last - from then
+    redis.call('HINCRBY', losses, group, last - from + 1 - #done)
+    if what == 'extend' then
+      local there = {}
+      for _, id in ipairs(done) do
+        there[id] = true
+      end
+      for i = from, last do
+        if not there[ids[i]] then
+          lost[#lost + 1] = indexes[i]
+        end
+      end
+    end
+  end
   from = last + 1
 end
 return lost

@@ -19,6 +19,9 @@ local function before(a, b)
 end
 local function after(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  if seq == '18446744073709551615' then
+    return string.format('%.0f-0', tonumber(ms) + 1)
+  end
   return string.format('%s-%.0f', ms, tonumber(seq) + 1)
 end
 
@@ -45,7 +48,10 @@ for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   groups[#groups + 1] = g
   local low = after(g['last-delivered-id'])
   if g['pending'] > 0 then
-    low = redis.call('XPENDING', stream, g['name'])[2]
+    local pending = redis.call('XPENDING', stream, g['name'])[2]
+    if before(pending, low) then
+      low = pending
+    end
   end
   if not mark or before(low, mark) then
     mark = low
@@ -96,11 +102,17 @@ end
 -- found missing when it is due.
 local lost = 0
 if force then
+  -- The one that is farthest behind comes first, and bounds how far a run goes.
+  table.sort(groups, function(a, b) return before(a['last-delivered-id'], b['last-delivered-id']) end)
   for _, g in ipairs(groups) do
     local from = after(g['last-delivered-id'])
     if before(from, upto) then
       local n = 0
       while before(from, upto) do
+        if n >= 10000 then
+          upto = from
+          break
+        end
         local rows = redis.call('XRANGE', stream, from, '(' .. upto, 'COUNT', 100)
         if #rows == 0 then
           break

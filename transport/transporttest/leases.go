@@ -75,6 +75,21 @@ var leases = []promise{
 			b.Errorf("got attempt %d, want 2", again[0].Attempt)
 		}
 	}},
+	{"what is held for longer than its lease takes no room", func(b *bench) {
+		for _, group := range []string{"", "g"} {
+			topic := "t." + group
+			s := b.subscribe(topic, transport.Options{Group: group, Lease: shortLease, MaxPending: 1})
+			capability[transport.Extender](s)
+			sent := b.sendNew(topic, 2)
+			b.sameIDs("first", s.receive(1), sent[:1])
+			again := s.one() // though there is no room until its lease ends
+			if again.ID != sent[0].ID || again.Attempt != 2 {
+				b.Errorf("got message %s attempt %d, want %s attempt 2", again.ID, again.Attempt, sent[0].ID)
+			}
+			s.ack(again)
+			b.sameIDs("after it is settled", s.receive(1), sent[1:])
+		}
+	}},
 	{"what a closed subscription held goes to its group at once", func(b *bench) {
 		s := b.subscribe("t", transport.Options{Group: "g", Lease: time.Hour})
 		peer := b.group("t", "g")

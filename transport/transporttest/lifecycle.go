@@ -21,6 +21,28 @@ var lifecycle = []promise{
 		m := b.sendNew("t", 1)
 		b.sameIDs("after many deadlines", s.receive(1), m)
 	}},
+	{"a Receive may ask for less than one that was cancelled", func(b *bench) {
+		s := b.group("t", "g")
+		for range 20 {
+			ctx, cancel := context.WithCancel(b.ctx)
+			var wg sync.WaitGroup
+			wg.Go(cancel)
+			var sent []transport.Message
+			wg.Go(func() { sent = b.sendNew("t", 5) })
+			dst := make([]transport.Message, 100)
+			n, err := s.Receive(ctx, dst)
+			wg.Wait()
+			if err != nil && !errors.Is(err, context.Canceled) {
+				b.Fatalf("Receive: %v", err)
+			}
+			got := dst[:n:n]
+			for len(got) < 5 {
+				got = append(got, s.one())
+			}
+			b.sameIDs("all in order", got, sent)
+			s.ack(got...)
+		}
+	}},
 	{"cancelling when a message comes loses none", func(b *bench) {
 		s := b.group("t", "g")
 		for range 200 {
