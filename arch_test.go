@@ -27,6 +27,7 @@ var mayImport = map[string][]string{
 	"transport/transporttest": {"transport"}, // no testify: other people import it
 	"memstream":               {"transport"}, // a driver does not know echo
 	"redisstream":             {"transport", "internal/held", "github.com/redis/go-redis/v9", "github.com/redis/go-redis/v9/maintnotifications"},
+	"wsstream":                {"transport", "internal/held", "github.com/coder/websocket"},
 	"codec/msgpack":           {".", "github.com/vmihailenco/msgpack/v5"},
 
 	// Built on echo; they know neither each other nor a driver.
@@ -50,6 +51,7 @@ var mayRequire = []string{
 	"github.com/vmihailenco/msgpack/v5",
 	"github.com/vmihailenco/tagparser/v2",
 	"github.com/redis/go-redis/v9",
+	"github.com/coder/websocket",
 	"github.com/cespare/xxhash/v2", // go-redis'
 	"go.uber.org/atomic",           // go-redis'
 	"golang.org/x/sys",             // go-redis'

@@ -3,6 +3,7 @@ module github.com/echobus/echo
 go 1.26.0
 
 require (
+	github.com/coder/websocket v1.8.15
 	github.com/redis/go-redis/v9 v9.22.0
 	github.com/stretchr/testify v1.12.1
 	github.com/vmihailenco/msgpack/v5 v5.4.1

@@ -1,0 +1,84 @@
+package wsstream
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+)
+
+// Authorizer says who a client is and what it may do. token is what the client
+// sent in its Authorization header, as an entry of Sec-WebSocket-Protocol, or
+// in its first frame; it is empty if it sent none. r is the request that opened
+// the link, with cookies and other headers, without a body; it came from an
+// allowed origin. It is called again when the client sends a fresh token on the
+// open link.
+//
+// An error refuses the client; what it says goes to the log and not to the
+// client. One that wraps [ErrNoToken] tells the client that it needs a token.
+type Authorizer func(ctx context.Context, r *http.Request, token string) (*Grant, error)
+
+// ErrNoToken says that a client must send a token.
+var ErrNoToken = errors.New("no token")
+
+// Grant is what a client may do. A nil function allows nothing. The functions
+// are called for each subscription and again when it is resumed, and for each
+// publish; they must be quick, and safe for concurrent use.
+type Grant struct {
+	// Subject is who the client is: what Kick goes by, and whose sessions it may
+	// resume. Empty for anonymous clients.
+	Subject string
+	// Expires is when the grant ends, zero for never. A link is closed then
+	// unless a fresh token came.
+	Expires time.Time
+	// Subscribe says whether the client may read a topic: all of it if group is
+	// empty, or as a member of a group, which takes messages from other members.
+	Subscribe func(topic, group string) bool
+	// Publish says whether the client may publish to a topic.
+	Publish func(topic string) bool
+}
+
+// Everything is a grant to do everything, for programs that are trusted.
+func Everything(subject string) *Grant {
+	return &Grant{
+		Subject:   subject,
+		Subscribe: func(string, string) bool { return true },
+		Publish:   func(string) bool { return true },
+	}
+}
+
+func (g *Grant) maySubscribe(topic, group string) bool {
+	return g != nil && g.Subscribe != nil && g.Subscribe(topic, group)
+}
+
+func (g *Grant) mayPublish(topic string) bool {
+	return g != nil && g.Publish != nil && g.Publish(topic)
+}
+
+func (g *Grant) expired(now time.Time) bool { return !g.Expires.IsZero() && !now.Before(g.Expires) }
+
+// ttl is how long a grant lasts, in milliseconds, 0 for ever.
+func (g *Grant) ttl(now time.Time) uint64 {
+	if g.Expires.IsZero() {
+		return 0
+	}
+	return max(1, milliseconds(g.Expires.Sub(now)))
+}
+
+// authorize asks who a client is.
+func (h *Handler) authorize(ctx context.Context, r *http.Request, token string) (*Grant, Code) {
+	if h.cfg.authorize == nil {
+		return h.cfg.anonymous, 0
+	}
+	g, err := h.cfg.authorize(ctx, r, token)
+	switch {
+	case errors.Is(err, ErrNoToken):
+		return nil, CodeNoToken
+	case err != nil || g == nil:
+		h.cfg.logger.Warn("wsstream: a client was refused", "error", err)
+		return nil, CodeBadToken
+	case g.expired(time.Now()):
+		return nil, CodeExpired
+	}
+	return g, 0
+}

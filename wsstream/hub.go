@@ -1,0 +1,284 @@
+package wsstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/echobus/echo/transport"
+)
+
+// hub reads one topic for all links of the handler, and keeps the end of it. A
+// subscriber is a place in there: one that is slow costs a number, one that
+// reconnects finds what it missed.
+type hub struct {
+	h     *Handler
+	topic string
+
+	opened chan struct{} // closed when the following are known
+	err    error
+	sub    transport.Subscription
+	at     interface{ Position() transport.Position }
+
+	mu      sync.Mutex // guards the rest
+	entries []*entry
+	first   uint64             // the number of entries[0]
+	bytes   int                // of entries
+	floor   transport.Position // what comes after it, up to head, is in entries
+	head    transport.Position
+	tails   []*tail
+	emptied time.Time // when the last tail left
+	over    bool
+}
+
+// entry is a message, or a loss, at its place in a topic.
+type entry struct {
+	msg   transport.Message
+	prev  transport.Position // of the entry before
+	size  int
+	gap   bool   // messages were lost before msg.Position, which is no message's
+	lost  uint64 // how many, 0 if nobody knows
+	reset bool   // positions start anew after it
+	forms [2]atomic.Pointer[[]byte]
+}
+
+// form returns an entry as a frame, which is made once for all subscribers.
+func (e *entry) form(c codec) []byte {
+	i := 0
+	if _, ok := c.(binaryCodec); ok {
+		i = 1
+	}
+	if b := e.forms[i].Load(); b != nil {
+		return *b
+	}
+	f := frame{Type: frameGap, Count: e.lost, Pos: e.msg.Position}
+	if !e.gap {
+		f = frameOf(frameMsg, &e.msg)
+		f.Attempt, f.Prev = 0, e.prev
+	}
+	b := c.append(nil, &f)
+	e.forms[i].Store(&b)
+	return b
+}
+
+// open returns the hub of a topic, and opens it if there is none: then it
+// begins at start, and made is true.
+func (h *Handler) hub(ctx context.Context, topic string, start transport.Start) (b *hub, made bool, err error) {
+	for {
+		h.mu.Lock()
+		if h.closed {
+			h.mu.Unlock()
+			return nil, false, transport.ErrClosed
+		}
+		b = h.hubs[topic]
+		if made = b == nil; made {
+			b = &hub{h: h, topic: topic, opened: make(chan struct{}), first: 1, emptied: time.Now()}
+			h.hubs[topic] = b
+		}
+		h.mu.Unlock()
+		if made {
+			b.open(ctx, start)
+			return b, true, b.err
+		}
+		select {
+		case <-b.opened:
+		case <-ctx.Done():
+			return nil, false, ctx.Err()
+		}
+		if b.err == nil {
+			return b, false, nil
+		}
+	}
+}
+
+// open subscribes and begins to read.
+func (b *hub) open(ctx context.Context, start transport.Start) {
+	b.sub, b.err = b.h.t.Subscribe(ctx, b.topic, transport.Options{Start: start})
+	if b.err == nil {
+		if p, ok := transport.As[transport.Positioner](b.sub); ok {
+			b.at = p
+			b.floor = p.Position()
+			b.head = b.floor
+		} else {
+			b.sub.Close()
+			b.err = fmt.Errorf("broadcast: %w by a transport whose subscriptions are no transport.Positioner", errors.ErrUnsupported)
+		}
+	}
+	if b.err == nil && !b.h.spawn(b.read) {
+		b.sub.Close()
+		b.err = transport.ErrClosed
+	}
+	if b.err != nil {
+		b.h.forgetHub(b)
+	}
+	close(b.opened)
+}
+
+func (h *Handler) forgetHub(b *hub) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.hubs[b.topic] == b {
+		delete(h.hubs, b.topic)
+	}
+}
+
+// read reads until the hub is closed or the transport fails for good.
+func (b *hub) read() {
+	defer b.sub.Close()
+	acker, _ := transport.As[transport.Acker](b.sub)
+	dst := make([]transport.Message, 256)
+	rs := make([]transport.Receipt, 0, len(dst))
+	for {
+		n, err := b.sub.Receive(b.h.ctx, dst)
+		if lost, ok := errors.AsType[*transport.LostError](err); ok {
+			b.add([]*entry{b.loss(lost)})
+			continue
+		}
+		if err != nil {
+			b.end(err)
+			return
+		}
+		if acker != nil {
+			rs = rs[:0]
+			for i := range dst[:n] {
+				rs = append(rs, dst[i].Receipt())
+			}
+			if err := acker.Ack(b.h.ctx, rs); err != nil && !errors.Is(err, transport.ErrLeaseLost) {
+				b.end(err)
+				return
+			}
+		}
+		es := make([]*entry, 0, n)
+		block := make([]entry, n)
+		for i := range dst[:n] {
+			if dst[i].Attempt > 1 {
+				continue // it was too late to be acknowledged, and is there already
+			}
+			e := &block[i]
+			e.msg, e.size = dst[i], dst[i].Size()
+			es = append(es, e)
+		}
+		clear(dst[:n])
+		b.add(es)
+	}
+}
+
+// loss is the entry for a loss that the transport told.
+func (b *hub) loss(lost *transport.LostError) *entry {
+	at := b.at.Position()
+	return &entry{gap: true, lost: lost.Count, msg: transport.Message{Position: at}}
+}
+
+// add appends entries, and wakes who waits for them.
+func (b *hub) add(es []*entry) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range es {
+		e.prev = b.head
+		if e.gap && e.msg.Position.Compare(b.head) < 0 { // a log that began anew
+			e.reset = true
+			b.forget(len(b.entries))
+			b.floor = e.msg.Position
+		}
+		b.head = e.msg.Position
+		b.entries = append(b.entries, e)
+		b.bytes += e.size
+	}
+	cfg := &b.h.cfg
+	k := 0
+	for size := b.bytes; k < len(b.entries)-1 && (len(b.entries)-k > cfg.ringMessages || size > cfg.ringBytes); k++ {
+		size -= b.entries[k].size
+	}
+	b.forget(k)
+	for _, t := range b.tails {
+		t.c.out.wake(t)
+	}
+}
+
+// forget drops the first k entries. The caller holds mu.
+func (b *hub) forget(k int) {
+	for _, e := range b.entries[:k] {
+		b.bytes -= e.size
+		b.floor = e.msg.Position
+	}
+	clear(b.entries[:k])
+	b.entries = b.entries[k:]
+	b.first += uint64(k)
+}
+
+// after returns the number of the first entry after a position. The caller
+// holds mu, and knows that the position is not before the floor.
+func (b *hub) after(p transport.Position) uint64 {
+	i, _ := slices.BinarySearchFunc(b.entries, p, func(e *entry, p transport.Position) int {
+		if e.msg.Position.Compare(p) <= 0 {
+			return -1
+		}
+		return 1
+	})
+	return b.first + uint64(i)
+}
+
+// end tells every subscriber that the transport failed for good.
+func (b *hub) end(err error) {
+	b.h.forgetHub(b)
+	b.mu.Lock()
+	b.over = true
+	tails := b.tails
+	b.tails = nil
+	b.mu.Unlock()
+	if b.h.ctx.Err() != nil || errors.Is(err, transport.ErrClosed) {
+		err = &Error{Code: CodeShuttingDown}
+	} else {
+		b.h.cfg.logger.Error("wsstream: reading a topic failed", "topic", b.topic, "error", err)
+	}
+	for _, t := range tails {
+		t.fail(err)
+	}
+}
+
+// idle reports whether nobody has been there for linger.
+func (b *hub) idle(now time.Time, linger time.Duration) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case <-b.opened:
+	default:
+		return false
+	}
+	if len(b.tails) > 0 || b.over || now.Sub(b.emptied) < linger {
+		return false
+	}
+	b.over = true
+	return true
+}
+
+func (b *hub) close() {
+	<-b.opened
+	if b.sub != nil {
+		b.sub.Close()
+	}
+}
+
+// join adds a subscriber. It reports false if the hub ended meanwhile.
+func (b *hub) join(t *tail) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.over {
+		return false
+	}
+	b.tails = append(b.tails, t)
+	return true
+}
+
+func (b *hub) leave(t *tail) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i := slices.Index(b.tails, t); i >= 0 {
+		b.tails = slices.Delete(b.tails, i, i+1)
+		b.emptied = time.Now()
+	}
+}

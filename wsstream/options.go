@@ -1,0 +1,164 @@
+package wsstream
+
+import (
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+)
+
+// HandlerOption is an option of [NewHandler].
+type HandlerOption interface{ handler(*serverConfig) }
+
+// DialOption is an option of [Dial].
+type DialOption interface{ dial(*clientConfig) }
+
+// Option is an option of both.
+type Option interface {
+	HandlerOption
+	DialOption
+}
+
+type handlerOption func(*serverConfig)
+
+func (f handlerOption) handler(c *serverConfig) { f(c) }
+
+type dialOption func(*clientConfig)
+
+func (f dialOption) dial(c *clientConfig) { f(c) }
+
+type loggerOption struct{ l *slog.Logger }
+
+func (o loggerOption) handler(c *serverConfig) { c.logger = o.l }
+func (o loggerOption) dial(c *clientConfig)    { c.logger = o.l }
+
+// WithLogger sets who is told of what deserves attention. By default nobody is.
+func WithLogger(l *slog.Logger) Option { return loggerOption{l} }
+
+// WithOrigins allows pages of these origins, scheme://host[:port], besides the
+// handler's own. Default ports may be left out; there are no patterns.
+func WithOrigins(origins ...string) HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.origins = append(c.origins, origins...) })
+}
+
+// WithInsecureAnyOrigin lets pages of every origin open links with the cookies
+// that their browser has for this host. Only what Authorizer asks for beside
+// cookies stands against hostile pages then.
+func WithInsecureAnyOrigin() HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.anyOrigin = true })
+}
+
+// WithAuthorizer says who clients are and what they may do. Without it, all are
+// anonymous: they may read every topic, and neither publish nor join groups,
+// see [WithAnonymous].
+func WithAuthorizer(a Authorizer) HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.authorize = a })
+}
+
+// WithAnonymous says what clients may do where there is no Authorizer.
+func WithAnonymous(g *Grant) HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.anonymous = g })
+}
+
+// WithInsecureQueryToken also takes tokens from a parameter of the URL. URLs are
+// written to logs by servers and proxies, and tokens with them.
+func WithInsecureQueryToken(parameter string) HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.queryToken = parameter })
+}
+
+// WithMaxMessage bounds a WebSocket message that a client sends, in bytes, and
+// so the messages it publishes; the default is 2 MiB.
+func WithMaxMessage(bytes int) HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.bound("WithMaxMessage", bytes, 1024, &c.maxMessage) })
+}
+
+// WithMaxLinks bounds the links that are open at a time; by default memory does.
+func WithMaxLinks(n int) HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.bound("WithMaxLinks", n, 1, &c.maxLinks) })
+}
+
+// WithMaxSubscriptions bounds the subscriptions of a link; the default is 128.
+func WithMaxSubscriptions(n int) HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.bound("WithMaxSubscriptions", n, 1, &c.maxSubs) })
+}
+
+// WithHeartbeat sets after how long without a sign of life a client is asked
+// for one, and how much later its link is given up; 25 s and 10 s by default.
+func WithHeartbeat(ping, pong time.Duration) HandlerOption {
+	return handlerOption(func(c *serverConfig) {
+		c.positive("WithHeartbeat", ping, &c.ping)
+		c.positive("WithHeartbeat", pong, &c.pong)
+	})
+}
+
+// WithHold sets how long what a client holds of groups is kept for it when its
+// link breaks, before others get it; 10 s by default.
+func WithHold(d time.Duration) HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.positive("WithHold", d, &c.hold) })
+}
+
+// WithRing bounds what is kept of each topic that clients read, to serve all of
+// them, and those that reconnect, from one reading: 65,536 messages and 4 MiB by
+// default. Who is farther behind is served by a reading of his own.
+func WithRing(messages, bytes int) HandlerOption {
+	return handlerOption(func(c *serverConfig) {
+		c.bound("WithRing", messages, 1, &c.ringMessages)
+		c.bound("WithRing", bytes, 1, &c.ringBytes)
+	})
+}
+
+func (c *serverConfig) bound(option string, n, least int, to *int) {
+	if n < least {
+		c.errs = append(c.errs, fmt.Errorf("%s: %d is less than %d", option, n, least))
+		return
+	}
+	*to = n
+}
+
+func (c *serverConfig) positive(option string, d time.Duration, to *time.Duration) {
+	if d <= 0 {
+		c.errs = append(c.errs, fmt.Errorf("%s: %v is not positive", option, d))
+		return
+	}
+	*to = d
+}
+
+// WithToken sends a token with each connect. f is called before each, and when
+// the server says that the token is about to expire.
+func WithToken(f TokenFunc) DialOption {
+	return dialOption(func(c *clientConfig) { c.token = f })
+}
+
+// WithHTTPClient sets what makes the connections, such as one with a proxy or a
+// certificate. It must not have a timeout.
+func WithHTTPClient(hc *http.Client) DialOption {
+	return dialOption(func(c *clientConfig) { c.http = hc })
+}
+
+// WithHeader adds headers to the request that opens a link.
+func WithHeader(h http.Header) DialOption {
+	return dialOption(func(c *clientConfig) { c.header = h })
+}
+
+// WithJSON speaks the JSON form of the protocol, which is easier to look at and
+// slower.
+func WithJSON() DialOption {
+	return dialOption(func(c *clientConfig) { c.protocol = protocolJSON })
+}
+
+// WithBackoff sets how long to wait between attempts to connect: a random time
+// up to first, that doubles up to last; 250 ms and 20 s by default.
+func WithBackoff(first, last time.Duration) DialOption {
+	return dialOption(func(c *clientConfig) {
+		if first <= 0 || last < first {
+			c.errs = append(c.errs, fmt.Errorf("WithBackoff(%v, %v): want 0 < first ≤ last", first, last))
+			return
+		}
+		c.first, c.last = first, last
+	})
+}
+
+// WithState is told when the link goes up and down. It must not block.
+func WithState(f func(State)) DialOption {
+	return dialOption(func(c *clientConfig) { c.state = f })
+}

@@ -1,0 +1,482 @@
+package wsstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/echobus/echo/internal/held"
+	"github.com/echobus/echo/transport"
+)
+
+// What a broadcast subscription lets the server send ahead of Receive.
+const (
+	aheadMessages = 512
+	aheadBytes    = 1 << 20
+)
+
+// defaultLease is the lease of broadcast subscriptions that ask for none.
+const defaultLease = 30 * time.Second
+
+// broadcast is a broadcast subscription of a Transport.
+type broadcast struct {
+	held.Messages
+	t      *Transport
+	sid    uint64
+	topic  string
+	start  frame
+	opened chan struct{} // closed with the first answer
+	err    error         // what it was
+
+	spare []transport.Message // of the caller of Receive
+
+	mu     sync.Mutex // guards the rest
+	known  bool       // the first answer came
+	last   transport.Position
+	came   []transport.Message
+	final  error
+	owed   int // credit not given back yet
+	owedB  int
+	credit int // as the server sees it
+}
+
+func newBroadcast(t *Transport, sid uint64, topic string, o transport.Options) *broadcast {
+	lease := o.Lease
+	if lease == 0 {
+		lease = defaultLease
+	}
+	s := &broadcast{
+		Messages: held.Messages{Leased: lease, Most: o.MaxPending, MostSize: o.MaxPendingBytes},
+		t:        t, sid: sid, topic: topic, opened: make(chan struct{}),
+		start: frame{From: from(o.Start.From), Pos: o.Start.Position, ID: o.Start.ID, Time: o.Start.Time},
+	}
+	s.Init(transport.Position{})
+	return s
+}
+
+func (s *broadcast) request(bool) frame {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.start
+	if s.known {
+		f = frame{From: from(transport.AfterPosition), Pos: s.last}
+	}
+	f.Type, f.Sid, f.Topic, f.Manual = frameSub, s.sid, s.topic, true
+	bytes := 0
+	for i := range s.came {
+		bytes += s.came[i].Size()
+	}
+	s.owed, s.owedB = 0, 0
+	f.Credit, f.Bytes = uint64(max(1, aheadMessages-len(s.came))), uint64(max(1, aheadBytes-bytes))
+	return f
+}
+
+func (s *broadcast) answered(f *frame) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch f.Type {
+	case frameSubOK:
+		if !s.known {
+			s.known = true
+			s.last = f.Pos
+			s.Init(f.Pos)
+			close(s.opened)
+		}
+		return
+	case frameErr, frameSubEnd:
+		err := fmt.Errorf("wsstream: subscription to %s: %w", s.topic, &Error{Code: f.Code, Text: f.Text})
+		if !s.known {
+			s.known = true
+			s.err = err
+			close(s.opened)
+		}
+		s.final = err
+	}
+	s.Wake()
+}
+
+func (s *broadcast) message(f *frame) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.Type == frameGap {
+		s.last = f.Pos
+		s.Lose(&transport.LostError{Topic: s.topic, Count: f.Count, Next: f.Pos})
+		return nil
+	}
+	if f.Prev.Compare(s.last) > 0 {
+		return fmt.Errorf("the server left out what is between %v and %v in %s", s.last, f.Prev, s.topic)
+	}
+	s.last = f.Pos
+	s.came = append(s.came, f.message())
+	if len(s.came) == 1 {
+		s.Wake()
+	}
+	return nil
+}
+
+func (s *broadcast) Receive(ctx context.Context, dst []transport.Message) (int, error) {
+	if len(dst) == 0 {
+		return 0, nil
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		if len(s.spare) == 0 {
+			s.mu.Lock()
+			s.spare, s.came = s.came, s.spare[:0:0]
+			s.mu.Unlock()
+		}
+		before := s.spare
+		n, wait, room, err := s.Take(dst, &s.spare)
+		if k := len(before) - len(s.spare); k > 0 {
+			s.pay(dst[n-k : n])
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+		if room > 0 {
+			s.mu.Lock()
+			final, came := s.final, len(s.came)
+			s.mu.Unlock()
+			if came > 0 {
+				continue
+			}
+			if final != nil {
+				return 0, final
+			}
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-s.Woken():
+		case <-s.Ended():
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// pay gives credit back for messages that Receive returned, a good deal at a time.
+func (s *broadcast) pay(msgs []transport.Message) {
+	s.mu.Lock()
+	s.owed += len(msgs)
+	for i := range msgs {
+		s.owedB += msgs[i].Size()
+	}
+	f := frame{Type: frameFlow, Sid: s.sid, Credit: uint64(s.owed), Bytes: uint64(s.owedB)}
+	due := s.owed >= aheadMessages/4 || s.owedB >= aheadBytes/4
+	if due {
+		s.owed, s.owedB = 0, 0
+	}
+	s.mu.Unlock()
+	if due {
+		s.t.send(f)
+	}
+}
+
+func (s *broadcast) Close() error {
+	if s.End() {
+		s.t.end(s.sid, true)
+	}
+	return nil
+}
+
+func (s *broadcast) shut(error) { s.End() }
+
+// member is a group subscription of a Transport. Deliveries are held at the
+// server; a token is the number of a delivery with that of its session.
+type member struct {
+	t      *Transport
+	sid    uint64
+	topic  string
+	group  string
+	start  frame
+	opened chan struct{}
+	err    error
+	ended  chan struct{} // closed by Close
+
+	mu      sync.Mutex // guards the rest
+	known   bool
+	closed  bool
+	lease   time.Duration
+	gen     uint64 // of the session
+	seen    uint64 // the last delivery that came
+	came    []transport.Message
+	lost    *transport.LostError
+	final   error
+	asked   int // messages that Receive waits for
+	wake    chan struct{}
+	waiting bool        // somebody is in Receive
+	stale   *time.Timer // gives back what nobody receives
+}
+
+// generation bits of a token.
+const genShift = 40
+
+func newMember(t *Transport, sid uint64, topic string, o transport.Options) *member {
+	return &member{
+		t: t, sid: sid, topic: topic, group: o.Group, opened: make(chan struct{}), ended: make(chan struct{}), wake: make(chan struct{}, 1),
+		start: frame{
+			From: from(o.Start.From), Pos: o.Start.Position, ID: o.Start.ID, Time: o.Start.Time,
+			Lease: milliseconds(o.Lease), Most: uint64(o.MaxPending), MostB: uint64(o.MaxPendingBytes),
+		},
+	}
+}
+
+func (s *member) generation() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gen
+}
+
+func (s *member) request(resumed bool) frame {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.start
+	f.Type, f.Sid, f.Topic, f.Group, f.Manual = frameSub, s.sid, s.topic, s.group, true
+	if s.known {
+		f.Resumed = resumed
+		f.Seen = s.seen
+	}
+	return f
+}
+
+func (s *member) answered(f *frame) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch f.Type {
+	case frameSubOK:
+		s.lease = duration(f.Lease)
+		if !s.known {
+			s.known = true
+			close(s.opened)
+			return
+		}
+		if !f.Resumed { // nothing is held any more of what was
+			s.gen++
+			s.seen = 0
+			s.came = nil
+		}
+		if s.asked > 0 {
+			s.t.later(frame{Type: frameFlow, Sid: s.sid, Credit: uint64(s.asked), Once: true})
+		}
+	case frameErr, frameSubEnd:
+		err := fmt.Errorf("wsstream: subscription of group %s to %s: %w", s.group, s.topic, &Error{Code: f.Code, Text: f.Text})
+		if !s.known {
+			s.known = true
+			s.err = err
+			close(s.opened)
+		}
+		s.final = err
+	}
+	s.signal()
+}
+
+func (s *member) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *member) message(f *frame) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.Type == frameGap {
+		s.lost = &transport.LostError{Topic: s.topic, Group: s.group, Count: f.Count, Next: f.Pos}
+		s.signal()
+		return nil
+	}
+	s.seen = f.N
+	s.asked = 0
+	m := f.message()
+	m.Token = s.gen<<genShift | f.N
+	s.came = append(s.came, m)
+	if !s.waiting && s.stale == nil {
+		s.stale = time.AfterFunc(100*time.Millisecond, s.giveBack)
+	}
+	s.signal()
+	return nil
+}
+
+// giveBack gives back what came and nobody received for a while, as Receive
+// was cancelled.
+func (s *member) giveBack() {
+	s.mu.Lock()
+	s.stale = nil
+	if s.waiting || s.closed || len(s.came) == 0 {
+		s.mu.Unlock()
+		return
+	}
+	f := frame{Type: frameNack, Sid: s.sid, Release: true}
+	for i := range s.came {
+		f.Ns = append(f.Ns, s.came[i].Token&(1<<genShift-1))
+	}
+	s.came = nil
+	s.mu.Unlock()
+	s.t.send(f)
+}
+
+func (s *member) Receive(ctx context.Context, dst []transport.Message) (n int, err error) {
+	if len(dst) == 0 {
+		return 0, nil
+	}
+	s.mu.Lock()
+	s.waiting = true
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.waiting = false
+		if len(s.came) > 0 && s.stale == nil && !s.closed {
+			s.stale = time.AfterFunc(100*time.Millisecond, s.giveBack)
+		}
+	}()
+	asked := false
+	for {
+		s.mu.Lock()
+		err := ctx.Err()
+		switch {
+		case s.closed:
+			err = transport.ErrClosed
+		case err != nil:
+		case s.lost != nil:
+			err, s.lost = s.lost, nil
+		case len(s.came) > 0:
+			n = copy(dst, s.came)
+			clear(s.came[:n])
+			if s.came = s.came[n:]; len(s.came) == 0 {
+				s.came = nil
+			}
+			s.asked = 0
+			s.mu.Unlock()
+			return n, nil
+		case s.final != nil:
+			err = s.final
+		}
+		if err != nil {
+			withdraw := s.asked > 0 && !s.closed
+			s.asked = 0
+			s.mu.Unlock()
+			if withdraw {
+				s.t.send(frame{Type: frameFlow, Sid: s.sid, Once: true})
+			}
+			return 0, err
+		}
+		ask := !asked
+		asked = true
+		s.asked = len(dst)
+		s.mu.Unlock()
+		if ask {
+			s.t.send(frame{Type: frameFlow, Sid: s.sid, Credit: uint64(len(dst)), Once: true})
+		}
+		select {
+		case <-s.wake:
+		case <-s.ended:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (s *member) Lease() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lease
+}
+
+func (s *member) Ack(ctx context.Context, rs []transport.Receipt) error {
+	return s.settle(ctx, rs, frame{Type: frameAck})
+}
+
+func (s *member) Nack(ctx context.Context, rs []transport.Receipt, delay time.Duration) error {
+	return s.settle(ctx, rs, frame{Type: frameNack, Delay: milliseconds(delay)})
+}
+
+func (s *member) Release(ctx context.Context, rs []transport.Receipt) error {
+	return s.settle(ctx, rs, frame{Type: frameNack, Release: true})
+}
+
+func (s *member) Extend(ctx context.Context, rs []transport.Receipt, d time.Duration) error {
+	return s.settle(ctx, rs, frame{Type: frameExtend, Lease: milliseconds(d)})
+}
+
+func (s *member) settle(ctx context.Context, rs []transport.Receipt, f frame) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	closed, gen := s.closed, s.gen
+	s.mu.Unlock()
+	if closed {
+		return transport.ErrClosed
+	}
+	var lost []transport.Receipt
+	byN := make(map[uint64]transport.Receipt, len(rs))
+	for _, r := range rs {
+		n := r.Token & (1<<genShift - 1)
+		if r.Token>>genShift != gen {
+			lost = append(lost, r)
+			continue
+		}
+		byN[n] = r
+		f.Ns = append(f.Ns, n)
+	}
+	if len(f.Ns) > 0 {
+		f.Sid = s.sid
+		gone, err := s.t.do(ctx, s, gen, f)
+		if err != nil {
+			if errors.Is(err, transport.ErrClosed) {
+				return err
+			}
+			return fmt.Errorf("wsstream: %s: %w", f.Type, err)
+		}
+		for _, n := range gone {
+			lost = append(lost, byN[n])
+		}
+	}
+	if lost != nil {
+		return &transport.LeaseError{Lost: lost}
+	}
+	return nil
+}
+
+// Close implements [transport.Subscription]. It waits, for 100 ms at most, until
+// the server says that what was held went back.
+func (s *member) Close() error {
+	if !s.close() {
+		return nil
+	}
+	if c := s.t.end(s.sid, true); c != nil {
+		t := time.NewTimer(100 * time.Millisecond)
+		defer t.Stop()
+		select {
+		case <-c.done:
+		case <-t.C:
+		case <-s.t.ctx.Done():
+		}
+		s.t.mu.Lock()
+		s.t.forget(c)
+		s.t.mu.Unlock()
+	}
+	return nil
+}
+
+func (s *member) close() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.closed = true
+	s.came = nil
+	if s.stale != nil {
+		s.stale.Stop()
+	}
+	close(s.ended)
+	return true
+}
+
+func (s *member) shut(error) { s.close() }
