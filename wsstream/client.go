@@ -540,6 +540,9 @@ func (t *Transport) sendSome(ctx context.Context, topic string, msgs []transport
 		c.frames[i] = frameOf(framePub, &msgs[i])
 		c.frames[i].Pos, c.frames[i].Attempt = transport.Position{}, 0
 		c.frames[i].Topic, c.frames[i].Within = topic, within
+		if c.frames[i].Time.IsZero() { // the same one if it is sent again
+			c.frames[i].Time = time.Now().UTC()
+		}
 	}
 	t.under += c.count
 	t.add(c)

@@ -162,6 +162,9 @@ func (c *conn) hello(batch []byte) bool {
 	c.grant, c.session = g, session
 	c.mu.Unlock()
 	session.attach(c)
+	if resumed {
+		c.h.count.resumed.Add(1)
+	}
 	if !c.h.opened(c) {
 		c.close(closeDrain, "going away")
 		return false
@@ -179,6 +182,7 @@ func (c *conn) hello(batch []byte) bool {
 
 // reject tells why the link is not opened, or is closed.
 func (c *conn) reject(code Code, text string, status websocket.StatusCode) {
+	c.h.count.refused.Add(1)
 	c.out.send(frame{Type: frameErr, Code: code, Text: text})
 	c.close(status, code.String())
 }
@@ -223,6 +227,7 @@ func (c *conn) batch(batch []byte) bool {
 // loses its link.
 func (c *conn) refuse(f *frame, code Code, text string) bool {
 	c.out.send(frame{Type: frameErr, Rid: f.Rid, Sid: f.Sid, Code: code, Text: text})
+	c.h.count.errors.Add(1)
 	c.mu.Lock()
 	c.errors++
 	flood := c.errors > c.h.cfg.maxErrors

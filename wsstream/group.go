@@ -377,6 +377,7 @@ func (g *groupSub) fill(batch []byte) ([]byte, bool) {
 		f := frame{Type: frameGap}
 		if d.lost != nil {
 			f.Count, f.Pos = d.lost.Count, d.lost.Next
+			g.s.h.count.lost.Add(d.lost.Count)
 		} else {
 			if g.credit <= 0 || g.bytes <= 0 {
 				break
@@ -387,6 +388,7 @@ func (g *groupSub) fill(batch []byte) ([]byte, bool) {
 			f.N = d.n
 			d.msg = transport.Message{}
 			g.held[d.n] = *d
+			g.s.h.count.delivered.Add(1)
 		}
 		if !began {
 			began = true
@@ -404,8 +406,11 @@ func (g *groupSub) fill(batch []byte) ([]byte, bool) {
 // settle sees to what a client wants done with deliveries.
 func (c *conn) settle(f *frame, k kind) bool {
 	g := c.group(f.Sid)
-	if g == nil {
-		return c.refuse(f, CodeBadFrame, "no such subscription")
+	if g == nil { // ended, or lost with its session: nothing of it is held
+		if f.Rid != 0 {
+			c.out.send(frame{Type: frameOK, Rid: f.Rid, Ns: f.Ns})
+		}
+		return true
 	}
 	op := settlement{kind: k, rid: f.Rid, c: c, delay: duration(f.Delay)}
 	if k == extend {

@@ -33,6 +33,7 @@ type Handler struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 	window window
+	count  counters
 
 	mu       sync.Mutex // guards the rest
 	conns    map[*conn]struct{}
@@ -234,6 +235,7 @@ func (h *Handler) opened(c *conn) bool {
 		return false
 	}
 	h.conns[c] = struct{}{}
+	h.count.opened.Add(1)
 	return true
 }
 
@@ -328,8 +330,8 @@ func (h *Handler) forget(s *session) {
 	}
 }
 
-// Links is how many links are open now.
-func (h *Handler) Links() int {
+// links is how many links are open now.
+func (h *Handler) links() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.conns)
@@ -389,7 +391,7 @@ func (h *Handler) Drain(ctx context.Context, window time.Duration) error {
 	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for h.Links() > 0 {
+	for h.links() > 0 {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

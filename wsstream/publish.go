@@ -140,9 +140,7 @@ func (c *conn) send(pubs []publish) {
 		return
 	}
 	if first.again {
-		for i := range pubs {
-			c.sendAgain(&pubs[i])
-		}
+		c.sendAgain(pubs)
 		return
 	}
 	msgs := make([]transport.Message, len(pubs))
@@ -156,6 +154,7 @@ func (c *conn) send(pubs []publish) {
 	n, err := c.h.t.Send(ctx, first.topic, msgs)
 	cancel()
 	c.h.window.end(under, msgs, n, err)
+	c.h.count.published.Add(uint64(n))
 	if n > 0 {
 		at := make([]transport.Position, n)
 		for i := range at {
@@ -168,19 +167,85 @@ func (c *conn) send(pubs []publish) {
 	}
 }
 
-// sendAgain publishes a message that the client sent before, on a link that
-// broke: if that one was stored, it is not stored again.
-func (c *conn) sendAgain(p *publish) {
-	ctx, cancel := context.WithTimeout(c.h.ctx, p.within)
-	at, ok := c.h.window.find(ctx, c.subject(), p.topic, p.msg.ID)
-	cancel()
-	if ok {
-		c.out.send(frame{Type: framePubOK, Rid: p.rid, Count: 1, At: []transport.Position{at}, Again: true})
+// sendAgain publishes messages that the client sent before, on a link that
+// broke. Those that were stored, by this node or another, are not stored again.
+func (c *conn) sendAgain(pubs []publish) {
+	ctx, cancel := context.WithTimeout(c.h.ctx, pubs[0].within)
+	defer cancel()
+	since := pubs[0].msg.Time
+	there := make(map[string]transport.Position)
+	unsure := make(map[string]bool)
+	for i := range pubs {
+		m := &pubs[i].msg
+		if at, known := c.h.window.find(ctx, c.subject(), pubs[i].topic, m.ID); at != (transport.Position{}) {
+			there[m.ID] = at
+		} else if !known {
+			unsure[m.ID] = true
+			if m.Time.Before(since) {
+				since = m.Time
+			}
+		}
+	}
+	if len(unsure) > 0 {
+		c.h.lookFor(ctx, pubs[0].topic, since, unsure, there)
+	}
+	for len(pubs) > 0 {
+		n := 0
+		for n < len(pubs) && there[pubs[n].msg.ID] == (transport.Position{}) {
+			pubs[n].again = false
+			n++
+		}
+		if n > 0 {
+			c.send(pubs[:n])
+			pubs = pubs[n:]
+			continue
+		}
+		c.out.send(frame{Type: framePubOK, Rid: pubs[0].rid, Count: 1, At: []transport.Position{there[pubs[0].msg.ID]}, Again: true})
+		c.h.count.duplicates.Add(1)
+		pubs = pubs[1:]
+	}
+}
+
+// lookFor looks in a topic for messages that another node may have stored, and
+// adds to there where they are. It looks at no more than what was published
+// since, and gives up on what would take too long: a message stored twice is
+// better than one that is not.
+func (h *Handler) lookFor(ctx context.Context, topic string, since time.Time, ids map[string]bool, there map[string]transport.Position) {
+	const most = 100_000
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	end, err := h.t.Subscribe(ctx, topic, transport.Options{Start: transport.Start{From: transport.Newest}})
+	if err != nil {
 		return
 	}
-	once := *p
-	once.again = false
-	c.send([]publish{once})
+	defer end.Close()
+	last, ok := transport.As[transport.Positioner](end)
+	if !ok {
+		return
+	}
+	head := last.Position()
+	sub, err := h.t.Subscribe(ctx, topic, transport.Options{Start: transport.Start{From: transport.AtTime, Time: since}})
+	if err != nil {
+		return
+	}
+	defer sub.Close()
+	at, ok := transport.As[transport.Positioner](sub)
+	if !ok {
+		return
+	}
+	dst := make([]transport.Message, 256)
+	for n := 0; n < most && at.Position().Compare(head) < 0; {
+		k, err := sub.Receive(ctx, dst)
+		if err != nil {
+			return
+		}
+		for i := range dst[:k] {
+			if m := &dst[i]; ids[m.ID] {
+				there[m.ID] = m.Position
+			}
+		}
+		n += k
+	}
 }
 
 // sendCode says why messages were not published.
@@ -220,9 +285,9 @@ type published struct{ subject, topic, id string }
 
 // fate is what became of a message.
 type fate struct {
-	at   transport.Position
-	done chan struct{} // closed when it is known; nil when it was
-	ok   bool
+	done  chan struct{} // closed when the following are set
+	at    transport.Position
+	known bool // it was stored at at, or surely not
 }
 
 func (w *window) init(most int) {
@@ -254,14 +319,15 @@ func (w *window) begin(subject, topic string, msgs []transport.Message) []*fate 
 	return under
 }
 
-// end notes what became of them. What may have been stored counts as not
-// stored: it is better twice than never.
+// end notes what became of them.
 func (w *window) end(under []*fate, msgs []transport.Message, n int, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for i, f := range under {
-		if f.ok = i < n; f.ok {
-			f.at = msgs[i].Position
+		if i < n {
+			f.at, f.known = msgs[i].Position, true
+		} else {
+			f.known = errors.Is(err, transport.ErrNotPublished)
 		}
 	}
 	if len(under) > 0 {
@@ -269,9 +335,9 @@ func (w *window) end(under []*fate, msgs []transport.Message, n int, err error) 
 	}
 }
 
-// find returns where a message was stored, if it was. It waits for one that is
-// being stored.
-func (w *window) find(ctx context.Context, subject, topic, id string) (transport.Position, bool) {
+// find returns where a message was stored, if it was, and whether that is
+// known. It waits for one that is being stored.
+func (w *window) find(ctx context.Context, subject, topic, id string) (at transport.Position, known bool) {
 	w.mu.Lock()
 	f := w.past[published{subject, topic, id}]
 	w.mu.Unlock()
@@ -285,5 +351,5 @@ func (w *window) find(ctx context.Context, subject, topic, id string) (transport
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return f.at, f.ok
+	return f.at, f.known
 }

@@ -147,7 +147,11 @@ func (t *tail) fill(batch []byte) ([]byte, bool) {
 		}
 		for _, e := range some[:n] {
 			batch = append(batch, e.form(t.c.codec)...)
+			if e.gap {
+				t.c.h.count.lost.Add(e.lost)
+			}
 		}
+		t.c.h.count.delivered.Add(uint64(n))
 		if len(batch) >= batchBytes {
 			return batch, true
 		}
