@@ -39,6 +39,7 @@ var mayImport = map[string][]string{
 	// Programs, not libraries.
 	"examples/": {"…", "github.com/redis/go-redis/v9"},
 	"cmd/":      {"…"},
+	"clients/":  {"…"}, // the server that tests of the JavaScript client talk to
 	"internal/": {"…", "github.com/redis/go-redis/v9"},
 }
 
