@@ -37,6 +37,7 @@ type contender struct {
 	shared bool // each message goes to one of the subscribers
 	window int  // messages that may be unhandled at once; 0: any number
 	least  int  // messages that a round must have to be fair
+	few    int  // messages to begin calibrating with; 0: 2,000. A round has half as many at least
 	// open starts a subscriber for each handler.
 	open func(handlers []handler) (session, error)
 }
@@ -129,6 +130,10 @@ func newResult(c comparison, ours, peer []float64) result {
 // calibrate finds how many messages a contender carries in a round.
 func calibrate(s contender, t task, round time.Duration) (int, error) {
 	n := 2000
+	if s.few > 0 {
+		n = s.few
+	}
+	fewest := n / 2
 	for {
 		ns, err := timed(s, t, n)
 		if err != nil {
@@ -136,7 +141,7 @@ func calibrate(s contender, t task, round time.Duration) (int, error) {
 		}
 		took := time.Duration(ns * float64(n))
 		if took > round/8 {
-			return max(1000, int(float64(round)/ns)), nil
+			return max(fewest, int(float64(round)/ns)), nil
 		}
 		n *= 4
 	}

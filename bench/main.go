@@ -22,7 +22,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.suite, "suite", "memory", "the `name` of the comparison: "+suiteNames())
 	flag.BoolVar(&o.quick, "quick", false, "fewer and shorter rounds, done within about a minute in place of\n5 or 6, and no tuned peers")
-	flag.StringVar(&o.page, "o", "", "write the results to this Markdown `file` too, with a chart\nbeside it, such as ../docs/"+memorySuite.page+" or ../docs/"+redisSuite.page)
+	flag.StringVar(&o.page, "o", "", "write the results to this Markdown `file` too, with a chart\nbeside it, such as ../docs/"+memorySuite.page+" or ../docs/"+redisSuite.page+"\nor ../docs/"+wsSuite.page)
 	flag.Usage = usage
 	flag.Parse()
 	o.command = strings.Join(append([]string{"go", "run", "."}, os.Args[1:]...), " ")
@@ -103,7 +103,7 @@ type suite struct {
 // peer is a module whose version goes on the page.
 type peer struct{ name, module string }
 
-var suites = []suite{memorySuite, redisSuite}
+var suites = []suite{memorySuite, redisSuite, wsSuite}
 
 func suiteNames() string {
 	names := make([]string, len(suites))
