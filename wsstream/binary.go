@@ -100,7 +100,7 @@ func (binaryCodec) next(batch []byte, f *frame) ([]byte, error) {
 	r := reader{b: batch}
 	body := r.bytes()
 	if r.bad || len(body) == 0 {
-		return nil, fmt.Errorf("a frame's length is missing, zero or more than the %d bytes that follow", len(batch))
+		return nil, fmt.Errorf("%w: it is missing, zero or more than the %d bytes that follow", errFraming, len(batch))
 	}
 	rest := r.b
 	*f = frame{Type: frameType(body[0])}
@@ -115,11 +115,14 @@ func (binaryCodec) next(batch []byte, f *frame) ([]byte, error) {
 			break
 		}
 		if err := fields[i].read(&r, f); err != nil {
-			return nil, fmt.Errorf("%v: field %d: %w", f.Type, i+1, err)
+			return rest, fmt.Errorf("%v: field %d: %w", f.Type, i+1, err)
 		}
 	}
 	return rest, nil
 }
+
+// errFraming says that nobody knows where the next frame begins.
+var errFraming = errors.New("a frame's length")
 
 var errCut = errors.New("cut off, or a number out of range")
 

@@ -82,24 +82,28 @@ type clientSub interface {
 // call is a request that waits for its answer.
 type call struct {
 	rid    uint64
-	count  int     // rids, for publishes
-	frames []frame // to send again
-	sub    *member // whose deliveries are settled; nil for publishes and others
-	gen    uint64  // of the sub's session
-	done   chan struct{}
+	count  int // rids, for publishes
+	frames []frame
+	// keep tells whether to send it again on the next link, if it is not nil.
+	// Otherwise, and if not, the call ends with the link.
+	keep    func(resumed bool) bool
+	publish bool
+	done    chan struct{}
 
 	// Known when done is closed.
 	got  int // answers so far
 	at   []transport.Position
 	gone []uint64
+	ttl  uint64
 	err  error // of the first that failed
 	bad  int   // how many answers came before it
 }
 
 // clientLink is a connection.
 type clientLink struct {
-	ws  *websocket.Conn
-	out *outlet
+	ws   *websocket.Conn
+	out  *outlet
+	done chan struct{} // closed when the link is down
 }
 
 // Dial connects to a [Handler] at a ws:// or wss:// URL (or http, https), and
@@ -230,7 +234,8 @@ func (t *Transport) once() error {
 		return ws.Write(context.Background(), opcode, b[headroom:])
 	}
 	broken := make(chan error, 1)
-	l := &clientLink{ws: ws}
+	l := &clientLink{ws: ws, done: make(chan struct{})}
+	defer close(l.done)
 	l.out = newOutlet(c, write, func(err error) {
 		select {
 		case broken <- err:
@@ -338,7 +343,7 @@ func (t *Transport) opened(l *clientLink, f *frame) {
 	}
 	var order []*call
 	for _, c := range t.order {
-		if c.sub != nil && (!f.Resumed || c.gen != c.sub.generation()) {
+		if c.keep == nil || !c.keep(f.Resumed) {
 			c.lose()
 			delete(t.calls, c.rid)
 			continue
@@ -351,7 +356,53 @@ func (t *Transport) opened(l *clientLink, f *frame) {
 	}
 	t.order = order
 	close(t.up)
-	go t.cfg.state(State{Up: true, Resumed: f.Resumed})
+	t.work.Go(func() {
+		t.cfg.state(State{Up: true, Resumed: f.Resumed})
+		if t.cfg.token != nil && f.TTL > 0 {
+			t.refresh(l, f.TTL)
+		}
+	})
+}
+
+// refresh sends fresh tokens on a link before the old ones expire.
+func (t *Transport) refresh(l *clientLink, ttl uint64) {
+	for pause := duration(ttl) * 3 / 4; ; {
+		select {
+		case <-time.After(pause):
+		case <-l.done:
+			return
+		}
+		ctx, cancel := context.WithTimeout(t.ctx, 10*time.Second)
+		token, err := t.cfg.token(ctx)
+		cancel()
+		if err != nil {
+			t.cfg.logger.Warn("wsstream: getting a fresh token failed", "error", err)
+			pause = max(time.Second, pause/4)
+			continue
+		}
+		c := &call{count: 1, frames: []frame{{Type: frameAuth, Token: token}}}
+		t.mu.Lock()
+		if t.link != l {
+			t.mu.Unlock()
+			return
+		}
+		t.add(c)
+		t.mu.Unlock()
+		select {
+		case <-c.done:
+		case <-l.done:
+			return
+		}
+		switch {
+		case c.err != nil:
+			t.cfg.logger.Warn("wsstream: a fresh token was refused", "error", c.err)
+			pause = max(time.Second, pause/4)
+		case c.ttl == 0:
+			return
+		default:
+			pause = duration(c.ttl) * 3 / 4
+		}
+	}
 }
 
 // lose answers a call for deliveries that nobody holds any more.
@@ -400,7 +451,7 @@ func (t *Transport) answer(f *frame) {
 			c.at = append(c.at, f.At[:min(k, len(f.At))]...)
 			f.At = f.At[min(k, len(f.At)):]
 		} else if f.Type == frameOK {
-			c.gone = f.Ns
+			c.gone, c.ttl = f.Ns, f.TTL
 		}
 		c.got += k
 		f.Rid += uint64(k)
@@ -439,7 +490,7 @@ func (t *Transport) forget(c *call) {
 			break
 		}
 	}
-	if c.sub == nil {
+	if c.publish {
 		t.under -= c.count
 	}
 	close(t.change)
@@ -508,7 +559,7 @@ func notPublished(err error) error { return fmt.Errorf("%w: %w", transport.ErrNo
 
 // sendSome sends as many messages as the server allows at a time.
 func (t *Transport) sendSome(ctx context.Context, topic string, msgs []transport.Message) (int, error) {
-	c := &call{}
+	c := &call{publish: true, keep: func(bool) bool { return true }}
 	err := t.await(ctx, func() bool {
 		most := int(max(t.welcome.MaxPublish, 1))
 		size := 0
@@ -591,7 +642,7 @@ func (c *call) result(msgs []transport.Message) (int, error) {
 
 // do sends a request about deliveries and waits for the answer.
 func (t *Transport) do(ctx context.Context, m *member, gen uint64, f frame) (gone []uint64, err error) {
-	c := &call{count: 1, frames: []frame{f}, sub: m, gen: gen}
+	c := &call{count: 1, frames: []frame{f}, keep: func(resumed bool) bool { return resumed && gen == m.generation() }}
 	if err := t.await(ctx, func() bool { return true }); err != nil {
 		return nil, err
 	}
@@ -680,12 +731,8 @@ func (t *Transport) end(sid uint64, tell bool) *call {
 	if !tell || t.link == nil || t.closed {
 		return nil
 	}
-	t.rid++
-	c := &call{count: 1, rid: t.rid, done: make(chan struct{}), sub: new(member)}
-	c.sub.gen = 1 // so that it is not sent again
-	t.calls[c.rid] = c
-	t.order = append(t.order, c)
-	t.link.out.send(frame{Type: frameUnsub, Rid: c.rid, Sid: sid})
+	c := &call{count: 1, frames: []frame{{Type: frameUnsub, Sid: sid}}}
+	t.add(c)
 	return c
 }
 

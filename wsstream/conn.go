@@ -204,7 +204,7 @@ func (c *conn) batch(batch []byte) bool {
 			return false
 		}
 		rest, err := c.codec.next(batch, &f)
-		if rest == nil && err != nil {
+		if errors.Is(err, errFraming) {
 			c.reject(CodeBadFrame, err.Error(), closeBadProtocol)
 			return false
 		}
@@ -274,7 +274,9 @@ func (c *conn) handle(f *frame) bool {
 	case frameBye:
 		c.mu.Lock()
 		c.bye = true
+		session := c.session
 		c.mu.Unlock()
+		c.h.forget(session)
 		c.close(websocket.StatusNormalClosure, "")
 		return false
 	default:

@@ -249,6 +249,7 @@ type codec interface {
 	append(batch []byte, f *frame) []byte
 	// next takes the first frame off a batch that is not empty. A frame of an
 	// unknown type has Type 0. What f refers to is within batch or its own.
+	// After an error that is no errFraming, rest is what follows the bad frame.
 	next(batch []byte, f *frame) (rest []byte, err error)
 }
 

@@ -200,12 +200,10 @@ func (c *conn) openGroup(ctx context.Context, f *frame) error {
 		sub.Close()
 		return nil
 	}
-	if !c.h.spawn(g.receive) {
-		close(g.ended)
-		g.close()
-		return transport.ErrClosed
-	}
 	c.out.send(frame{Type: frameSubOK, Sid: f.Sid, Lease: milliseconds(g.lease())})
+	if !c.h.spawn(g.receive) { // the handler is closing, and ends the session
+		close(g.ended)
+	}
 	return nil
 }
 

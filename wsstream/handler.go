@@ -250,9 +250,9 @@ func (h *Handler) spawn(f func()) bool {
 	return true
 }
 
-// sweep sees, once a second, to what is due for links, sessions and hubs.
+// sweep sees, once a second or more often, to what is due for links, sessions and hubs.
 func (h *Handler) sweep() {
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(max(10*time.Millisecond, min(time.Second, h.cfg.ping/4, h.cfg.pong/4, h.cfg.hold)))
 	defer tick.Stop()
 	for {
 		select {

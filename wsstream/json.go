@@ -3,6 +3,7 @@ package wsstream
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"mime"
 	"strings"
@@ -56,12 +57,13 @@ func (jsonCodec) next(batch []byte, f *frame) ([]byte, error) {
 		return rest, nil
 	}
 	if !utf8.Valid(line) {
-		return nil, fmt.Errorf("a frame is not UTF-8")
+		*f = frame{}
+		return rest, errors.New("a frame is not UTF-8")
 	}
 	*f = frame{}
 	j := jsonFrame{frame: f}
 	if err := json.Unmarshal(line, &j); err != nil {
-		return nil, fmt.Errorf("a frame is not the JSON expected: %w", err)
+		return rest, fmt.Errorf("a frame is not the JSON expected: %w", err)
 	}
 	switch {
 	case j.JSON != nil:

@@ -28,6 +28,7 @@ type tail struct {
 	bytes  int        // and their size: the last one may be larger than what is left
 	sent   []sent     // unless manual, what is under way, in order
 	own    *own       // reads for this subscription alone, as the hub has not what is next
+	open   bool       // the client knows of it
 	over   bool
 }
 
@@ -112,6 +113,9 @@ func (c *conn) openTail(ctx context.Context, f *frame) error {
 			return nil
 		}
 		c.out.send(frame{Type: frameSubOK, Sid: t.sid, Pos: at})
+		t.mu.Lock()
+		t.open = true
+		t.mu.Unlock()
 		if sub != nil {
 			t.readOwn(sub)
 		}
@@ -163,7 +167,7 @@ func (t *tail) fill(batch []byte) ([]byte, bool) {
 func (t *tail) take(dst []*entry) (n int, behind bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.over {
+	if t.over || !t.open {
 		return 0, false
 	}
 	size := 0

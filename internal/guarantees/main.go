@@ -13,10 +13,12 @@ import (
 	"strings"
 )
 
-// transports are the columns of the table: packages with a TestConformance.
-var transports = []struct{ name, pkg string }{
-	{"memory", "./memstream"},
-	{"Redis Streams", "./redisstream"},
+// transports are the columns of the table: tests that run the suite.
+var transports = []struct{ name, pkg, test string }{
+	{"memory", "./memstream", "TestConformance"},
+	{"Redis Streams", "./redisstream", "TestConformance"},
+	{"WebSocket over memory", "./wsstream", "TestConformance"},
+	{"WebSocket over Redis", "./wsstream", "TestConformanceOverRedis"},
 }
 
 const begin, end = "<!-- results: begin -->", "<!-- results: end -->"
@@ -34,7 +36,7 @@ func run(page string) error {
 	var rows []string // promises, in the order of the suite
 	results := map[string]map[string]string{}
 	for _, t := range transports {
-		err := outcomes(t.pkg, func(promise, outcome string) {
+		err := outcomes(t.pkg, t.test, func(promise, outcome string) {
 			if results[promise] == nil {
 				rows = append(rows, promise)
 				results[promise] = map[string]string{}
@@ -72,8 +74,8 @@ func run(page string) error {
 }
 
 // outcomes runs a transport's suite and tells the outcome of each promise.
-func outcomes(pkg string, tell func(promise, outcome string)) error {
-	out, err := exec.Command("go", "test", "-count=1", "-json", "-run", "^TestConformance$", pkg).Output()
+func outcomes(pkg, test string, tell func(promise, outcome string)) error {
+	out, err := exec.Command("go", "test", "-count=1", "-json", "-run", "^"+test+"$", pkg).Output()
 	failed := false
 	for dec := json.NewDecoder(bytes.NewReader(out)); dec.More(); {
 		var event struct{ Action, Test string }

@@ -1,0 +1,5 @@
+//go:build race
+
+package wsstream_test
+
+const raceEnabled = true
