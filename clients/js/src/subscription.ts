@@ -1,0 +1,389 @@
+import { asError, ClosedError, describe, EchoError, GapError, SubscriptionError } from "./errors.js";
+import { checkName, isPosition, type Frame, type Header, type Position } from "./frame.js";
+import type { Link } from "./link.js";
+
+/** A message of a topic. */
+export interface Message<T = unknown> {
+  readonly topic: string;
+  readonly id: string;
+  readonly position: Position;
+  readonly time: Date;
+  /** Empty if it has none. */
+  readonly key: string;
+  /** The media type. */
+  readonly type: string;
+  /** An object without a prototype. */
+  readonly header: Header;
+  /** What JSON says; a string of a text; a `Uint8Array` of all else. */
+  readonly value: T;
+}
+
+/** A message that a group gave to this client, and to no other at the time. Settle it once. */
+export interface Delivery<T = unknown> extends Message<T> {
+  readonly group: string;
+  /** How often it was delivered, this time included. */
+  readonly attempt: number;
+  /** Ack, nack or release was called, or the lease is lost. */
+  readonly settled: boolean;
+  /** The message is done. Rejects with a `LeaseLostError` if the group has it again. */
+  ack(): Promise<void>;
+  /** The group delivers it again, after a delay in milliseconds. */
+  nack(delay?: number): Promise<void>;
+  /** The group delivers it again, as if it had not been delivered: `attempt` stays. */
+  release(): Promise<void>;
+  /** The lease ends so many milliseconds from now; by default, as long as it was at first. */
+  extend(lease?: number): Promise<void>;
+}
+
+/** Where a subscription begins. */
+export type Start =
+  | "oldest"
+  | "newest"
+  | { readonly position: Position }
+  | { readonly id: string }
+  | { readonly time: Date };
+
+/** Options of a subscription. */
+export interface SubscribeOptions {
+  /** Where to begin: `"newest"` by default. Of a group it counts when the group is new, and `"oldest"` is the default. */
+  from?: Start | undefined;
+  /** How many messages may be here and not handled; 256 by default. */
+  prefetch?: number;
+  /** How many bytes they may have, which the last one may exceed; 1 MiB by default. */
+  prefetchBytes?: number;
+  /** How many handlers may run at a time; 1 by default. */
+  concurrency?: number;
+  /** Told of messages that are lost to the subscription, in their place in the order. */
+  onGap?: (gap: GapError) => void;
+  /** Told of what a handler threw, or its promise was rejected with, and of a delivery that could not be settled after it. */
+  onError?: (error: Error, message: Message) => void;
+}
+
+/** Options of a subscription as a member of a group. */
+export interface GroupOptions extends SubscribeOptions {
+  group: string;
+  /** How long a delivery may stay unsettled, in milliseconds; it is extended while a handler runs. By default the server says. */
+  lease?: number;
+  /** How long before what a handler failed at is delivered again, in milliseconds; 1 second by default. */
+  retryDelay?: number | ((attempt: number, error: Error) => number);
+}
+
+export type Handler<M> = (message: M) => unknown;
+
+/** A subscription. Without a handler, iterate over it. */
+export interface Subscription<M extends Message = Message> extends AsyncIterable<M> {
+  readonly topic: string;
+  readonly group: string | undefined;
+  /**
+   * The place up to which every message is handled, for `from: { position }` of
+   * a later subscription; undefined before the first answer, and of a group.
+   */
+  readonly position: Position | undefined;
+  /** Fulfils when the server said for the first time that it is subscribed. */
+  readonly ready: Promise<void>;
+  /** Fulfils after `close`; rejects if the server ended the subscription. */
+  readonly closed: Promise<void>;
+  /** Ends it: waits for handlers that run, for 5 seconds by default. What was not handled goes back to a group. */
+  close(options?: { timeout?: number }): Promise<void>;
+}
+
+/** What subscriptions need of their client. */
+export interface Host {
+  /** The link, if it is up. */
+  readonly link: Link | undefined;
+  nextRid(): number;
+  request(rid: number, answered: (f: Frame) => void): void;
+  forgetRequest(rid: number): void;
+  report(e: Error): void;
+  /** Ends a subscription at the server, if need be later. */
+  unsubscribe(sid: number): void;
+}
+
+export const defaultPrefetch = 256;
+export const defaultPrefetchBytes = 1 << 20;
+const closeWithin = 5000;
+
+function positive(name: string, n: number | undefined, other: number): number {
+  if (n === undefined) return other;
+  if (!Number.isFinite(n) || n < 1) throw new RangeError(`${name}: ${n} is not 1 or more`);
+  return Math.floor(n);
+}
+
+/** The fields of a `sub` that say where to begin. */
+function startFields(from: Start | undefined): object {
+  if (from === undefined || from === "oldest" || from === "newest") return { from };
+  if (typeof from === "object" && from !== null) {
+    if ("position" in from && isPosition(from.position)) return { from: "pos", pos: from.position };
+    if ("id" in from && typeof from.id === "string" && from.id !== "") return { from: "id", id: from.id };
+    if ("time" in from && from.time instanceof Date) return { from: "time", time: from.time.toISOString() };
+  }
+  throw new TypeError(`from: want "oldest", "newest", { position }, { id } or { time }`);
+}
+
+type Item<M> = { message: M } | { gap: GapError };
+
+/**
+ * What subscriptions of both kinds have in common: messages that came wait in a
+ * queue for a handler, or for whoever iterates.
+ */
+export abstract class Sub<M extends Message> implements Subscription<M> {
+  readonly ready: Promise<void>;
+  readonly closed: Promise<void>;
+  protected readonly start: object;
+  protected readonly prefetch: number;
+  protected readonly prefetchBytes: number;
+  protected queue: Item<M>[] = [];
+  protected over = false;
+  /** The server answered on this link. */
+  protected open = false;
+  readonly #concurrency: number;
+  readonly #handler: Handler<M> | undefined;
+  readonly #options: SubscribeOptions;
+  #running = 0;
+  #takers: ((r: IteratorResult<M> | Error) => void)[] = [];
+  #retry: ReturnType<typeof setTimeout> | undefined;
+  #tries = 0;
+  #error: Error | undefined;
+  #idle: (() => void)[] = [];
+  #resolve = { ready: () => {}, closed: () => {} };
+  #reject: { ready: (e: Error) => void; closed: (e: Error) => void } = { ready: () => {}, closed: () => {} };
+
+  constructor(
+    protected readonly host: Host,
+    readonly sid: number,
+    readonly topic: string,
+    readonly group: string | undefined,
+    o: SubscribeOptions,
+    handler: Handler<M> | undefined,
+  ) {
+    checkName("topic", topic);
+    if (group !== undefined) checkName("group", group);
+    if (handler !== undefined && typeof handler !== "function") throw new TypeError("the handler is no function");
+    this.start = startFields(o.from);
+    this.prefetch = positive("prefetch", o.prefetch, defaultPrefetch);
+    this.prefetchBytes = positive("prefetchBytes", o.prefetchBytes, defaultPrefetchBytes);
+    this.#concurrency = positive("concurrency", o.concurrency, 1);
+    this.#options = o;
+    this.#handler = handler;
+    this.ready = new Promise((resolve, reject) => {
+      this.#resolve.ready = resolve;
+      this.#reject.ready = reject;
+    });
+    this.closed = new Promise((resolve, reject) => {
+      this.#resolve.closed = resolve;
+      this.#reject.closed = reject;
+    });
+    this.ready.catch(() => {}); // nobody need look
+    this.closed.catch(() => {});
+  }
+
+  abstract get position(): Position | undefined;
+
+  /** The frame that subscribes, or does so again. `resumed`: the session goes on. */
+  protected abstract request(resumed: boolean): object;
+  /** The server subscribed. */
+  protected abstract subscribed(f: Frame): void;
+  /** Takes a message in, and returns it unless nobody wants it. */
+  protected abstract take(f: Frame, line: string): M | undefined;
+  /** Takes a loss in. */
+  protected abstract lost(gap: GapError): void;
+  /** A message may be handed out now. */
+  protected abstract get handsOut(): boolean;
+  /** A message is handed out. */
+  protected abstract began(m: M): void;
+  /** Its handler is done, or whoever iterates asks for the next one. */
+  protected abstract done(m: M | GapError, failed?: Error): void | Promise<void>;
+  /** The link is down. */
+  protected abstract detached(): void;
+  /** The server holds nothing any more. */
+  protected abstract forget(): void;
+  /** Fulfils when what was settled is so at the server too. */
+  protected abstract settled(): Promise<void>;
+  /** Gives back what waits. */
+  protected abstract abandon(): void;
+
+  /** Subscribes on a link. */
+  up(link: Link, resumed: boolean): void {
+    clearTimeout(this.#retry);
+    link.send(this.request(resumed));
+  }
+
+  down(): void {
+    clearTimeout(this.#retry);
+    this.open = false;
+    this.detached();
+  }
+
+  answered(f: Frame): void {
+    if (f.t === "subok") {
+      this.open = true;
+      this.#tries = 0;
+      this.subscribed(f);
+      this.#resolve.ready();
+      this.pump();
+      return;
+    }
+    this.down();
+    this.forget();
+    if (this.over) return;
+    if ((f.code ?? 0) >= 500) return this.#again();
+    const who = this.group === undefined ? "subscription" : `subscription of group ${this.group}`;
+    this.end(new SubscriptionError(`${who} to ${this.topic}: ${describe(f.code ?? 0, f.text)}`, { code: f.code }));
+  }
+
+  message(f: Frame, line: string): void {
+    if (this.over) return;
+    if (f.t === "gap") {
+      const gap = new GapError(this.topic, this.group, f.count ?? 0, f.pos ?? "0-0");
+      this.lost(gap);
+      this.queue.push({ gap });
+    } else {
+      const message = this.take(f, line);
+      if (message) this.queue.push({ message });
+    }
+    this.pump();
+  }
+
+  /** Ends it for good; an error says why, if it was not the application. */
+  end(error?: Error): void {
+    if (this.over) return;
+    this.over = true;
+    this.#error = error;
+    clearTimeout(this.#retry);
+    if (error) this.forget();
+    else this.abandon();
+    this.queue = [];
+    for (const f of this.#takers.splice(0)) f(error ?? { done: true, value: undefined });
+    this.#reject.ready(error ?? new ClosedError("the subscription is closed"));
+    if (error) this.#reject.closed(error);
+    else this.#resolve.closed();
+  }
+
+  async close({ timeout = closeWithin }: { timeout?: number } = {}): Promise<void> {
+    if (this.over) return;
+    this.end();
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, timeout)));
+    const handled = this.#running === 0 ? Promise.resolve() : new Promise<void>((resolve) => this.#idle.push(resolve));
+    await Promise.race([handled.then(() => this.settled()), late]);
+    clearTimeout(timer);
+    this.forget();
+    this.host.unsubscribe(this.sid);
+  }
+
+  [Symbol.asyncIterator](): AsyncIterator<M> {
+    if (this.#handler) throw new TypeError("a subscription with a handler cannot be iterated over");
+    let last: M | undefined;
+    const settle = () => {
+      if (last) void this.done(last);
+      last = undefined;
+    };
+    return {
+      next: async () => {
+        settle();
+        const r = await this.#next();
+        if (!r.done) last = r.value;
+        return r;
+      },
+      return: async () => {
+        settle();
+        await this.close();
+        return { done: true, value: undefined };
+      },
+    };
+  }
+
+  #next(): Promise<IteratorResult<M>> {
+    return new Promise((resolve, reject) => {
+      if (this.over) {
+        if (this.#error) reject(this.#error);
+        else resolve({ done: true, value: undefined });
+        return;
+      }
+      this.#takers.push((r) => (r instanceof Error ? reject(r) : resolve(r)));
+      this.pump();
+    });
+  }
+
+  /** The server ended it, or refused it. */
+  get broken(): boolean {
+    return this.#error !== undefined;
+  }
+
+  /** There is a handler. */
+  protected get handled(): boolean {
+    return this.#handler !== undefined;
+  }
+
+  /** Hands out what may be. */
+  protected pump(): void {
+    while (this.queue.length > 0 && !this.over && this.handsOut) {
+      const item = this.queue[0]!;
+      if ("gap" in item) {
+        this.queue.shift();
+        this.#gap(item.gap);
+        continue;
+      }
+      if (this.#handler) {
+        if (this.#running >= this.#concurrency) return;
+        this.queue.shift();
+        void this.#handle(this.#handler, item.message);
+      } else {
+        const taker = this.#takers.shift();
+        if (!taker) return;
+        this.queue.shift();
+        this.began(item.message);
+        taker({ done: false, value: item.message });
+      }
+    }
+  }
+
+  async #handle(handler: Handler<M>, m: M): Promise<void> {
+    this.#running++;
+    this.began(m);
+    let failed: Error | undefined;
+    try {
+      await handler(m);
+    } catch (e) {
+      failed = asError(e);
+      this.failed(failed, m);
+    }
+    try {
+      await this.done(m, failed);
+    } catch (e) {
+      this.failed(asError(e), m);
+    }
+    this.#running--;
+    if (this.#running === 0) this.#idle.splice(0).forEach((f) => f());
+    this.pump();
+  }
+
+  /** Tells of what went wrong with a message. */
+  protected failed(e: Error, m: Message): void {
+    if (!this.#options.onError) return this.host.report(new EchoError(`message ${m.id} of ${this.topic}: ${e.message}`, { cause: e }));
+    try {
+      this.#options.onError(e, m);
+    } catch (e) {
+      this.host.report(asError(e));
+    }
+  }
+
+  #gap(gap: GapError): void {
+    void this.done(gap);
+    try {
+      if (this.#options.onGap) this.#options.onGap(gap);
+      else this.host.report(gap);
+    } catch (e) {
+      this.host.report(asError(e));
+    }
+  }
+
+  /** Subscribes again a while after the server could not. */
+  #again(): void {
+    const most = Math.min(20_000, 250 * 2 ** this.#tries++);
+    clearTimeout(this.#retry);
+    this.#retry = setTimeout(() => {
+      if (!this.over && this.host.link) this.host.link.send(this.request(false));
+    }, Math.random() * most + 50);
+  }
+}
