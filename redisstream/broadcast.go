@@ -57,8 +57,17 @@ func (t *Transport) subscribeBroadcast(ctx context.Context, topic string, o tran
 	if err != nil {
 		return nil, err
 	}
+	gone := false
+	if start.From == transport.AfterPosition && p != (transport.Position{}) {
+		if p, gone, err = t.after(ctx, s.key, p); err != nil {
+			return nil, err
+		}
+	}
 	s.Init(p)
 	s.cursor = p
+	if gone {
+		s.Lose(&transport.LostError{Topic: topic, Next: p})
+	}
 	if start.From == transport.Newest {
 		s.checked = -checkEvery // look at the first silence
 	}

@@ -42,6 +42,52 @@ func (t *Transport) locate(ctx context.Context, key string, start transport.Star
 	return p, nil // Oldest
 }
 
+// after returns where to go on after a position, and whether entries after it
+// are gone: trimmed, deleted, or lost with the whole stream.
+func (t *Transport) after(ctx context.Context, key string, p transport.Position) (from transport.Position, gone bool, err error) {
+	var info attributes
+	_, err = t.retrying(ctx, forever, func(ctx context.Context) error {
+		i, err := t.stream(ctx, key)
+		if err == nil {
+			info = i
+		}
+		return err
+	})
+	if err != nil {
+		return transport.Position{}, false, describe("XINFO STREAM", key, err)
+	}
+	if info == nil {
+		return transport.Position{}, true, nil
+	}
+	last, err := parseID(info.text("last-generated-id"))
+	if err != nil {
+		return transport.Position{}, false, err
+	}
+	if last.Compare(p) < 0 { // of a stream before this one
+		return transport.Position{}, true, nil
+	}
+	if last == p {
+		return p, false, nil
+	}
+	// Where p itself is gone, more may be: nobody knows what came right after it.
+	first, err := firstID(info)
+	if err != nil || first.Compare(p) > 0 {
+		return p, true, nil
+	}
+	deleted, err := parseID(info.text("max-deleted-entry-id")) // which servers before 7.0 do not tell
+	return p, err == nil && deleted.Compare(p) > 0, nil
+}
+
+// firstID returns the ID of the oldest entry of a stream.
+func firstID(info attributes) (transport.Position, error) {
+	entry, _ := info["first-entry"].([]any)
+	if len(entry) == 0 {
+		return transport.Position{}, errMalformed
+	}
+	id, _ := entry[0].(string)
+	return parseID(id)
+}
+
 // newest returns the ID of the last entry that a stream ever had.
 func (t *Transport) newest(ctx context.Context, key string) (p transport.Position, err error) {
 	_, err = t.retrying(ctx, forever, func(ctx context.Context) error {

@@ -298,6 +298,45 @@ func TestHeldEntriesThatAreTrimmed(t *testing.T) {
 	}
 }
 
+// A broadcast subscription that goes on after a position is told if what came
+// after it is gone.
+func TestResumingAfterWhatIsGone(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client()
+	tr := open(t, server.Options())
+	at := func(n int) transport.Options {
+		msgs := make([]transport.Message, 3)
+		for i := range msgs {
+			msgs[i] = message(fmt.Sprint(n, "-", i))
+		}
+		_, err := tr.Send(t.Context(), "t", msgs)
+		require.NoError(t, err)
+		return transport.Options{Start: transport.Start{From: transport.AfterPosition, Position: msgs[0].Position}}
+	}
+	lost := func(o transport.Options, want ...string) {
+		t.Helper()
+		s := subscribe(t, tr, "t", o)
+		_, err := s.Receive(t.Context(), make([]transport.Message, 1))
+		e, ok := errors.AsType[*transport.LostError](err)
+		require.True(t, ok, "%v", err)
+		require.Zero(t, e.Count)
+		require.Equal(t, want, ids(receive(t, s, len(want))))
+	}
+	o := at(1)
+	s := subscribe(t, tr, "t", o)
+	require.Equal(t, []string{"1-1", "1-2"}, ids(receive(t, s, 2)), "nothing is lost")
+	require.NoError(t, client.XTrimMaxLen(t.Context(), "echo:{t}", 1).Err())
+	lost(o, "1-2")
+	require.NoError(t, client.Del(t.Context(), "echo:{t}").Err())
+	o2 := o
+	lostNow := func() { // whether or not there is a new one yet
+		at(2)
+		lost(o2, "2-0", "2-1", "2-2")
+	}
+	o2.Start.Position.Hi += 1e9
+	lostNow()
+}
+
 func TestGroups(t *testing.T) {
 	server := redistest.Start(t)
 	tr := open(t, server.Options())

@@ -20,6 +20,8 @@ import (
 // last field are ignored.
 type binaryCodec struct{}
 
+func (binaryCodec) number() int { return 0 }
+
 func (binaryCodec) append(batch []byte, f *frame) []byte {
 	// A place for a length of one byte, as most are; longer frames are moved.
 	start := len(batch)

@@ -141,8 +141,11 @@ func brokenLinks(t *testing.T, n *nodes) (stored int) {
 	var consuming sync.WaitGroup
 	defer consuming.Wait()
 	defer cancel()
+	var clients []*wsstream.Transport
 	for range 2 {
-		s, err := n.dial(t).Subscribe(t.Context(), "t", transport.Options{Group: "g", Lease: 2 * time.Second})
+		c := n.dial(t)
+		clients = append(clients, c)
+		s, err := c.Subscribe(t.Context(), "t", transport.Options{Group: "g", Lease: 2 * time.Second})
 		require.NoError(t, err)
 		consuming.Go(func() {
 			dst := make([]transport.Message, 20)
@@ -233,6 +236,14 @@ func brokenLinks(t *testing.T, n *nodes) (stored int) {
 	begin := time.Now()
 	for missing() > 0 && time.Since(begin) < 15*time.Second {
 		time.Sleep(5 * time.Millisecond)
+	}
+	if missing() > 0 {
+		for i, h := range n.handlers {
+			t.Logf("node %d: %+v\n%s", i, h.Stats(), h.Dump())
+		}
+		for _, c := range clients {
+			t.Logf("%s", c.Dump())
+		}
 	}
 	mu.Lock()
 	defer mu.Unlock()

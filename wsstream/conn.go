@@ -15,14 +15,17 @@ import (
 	"github.com/echobus/echo/transport"
 )
 
-// conn is a link at the server.
+// conn is a client at the server: a link, or a stream of events.
 type conn struct {
-	h     *Handler
-	ws    *websocket.Conn
-	link  *link
-	codec codec
-	out   *outlet
-	done  chan struct{} // closed when nothing is read any more
+	h      *Handler
+	codec  codec
+	out    *outlet
+	done   chan struct{}                      // closed when nothing is read any more
+	cut    func()                             // ends it without a word
+	part   func(websocket.StatusCode, string) // ends it with a code; it may take closeGrace
+	ws     *websocket.Conn                    // nil for a stream
+	link   *link                              // nil for a stream
+	stream bool                               // the client says nothing and takes what it is sent
 
 	token   string        // offered beside the hello
 	request *http.Request // that opened the link
@@ -50,15 +53,22 @@ func newConn(h *Handler, ws *websocket.Conn, l *link, c codec) *conn {
 	if _, ok := c.(binaryCodec); ok {
 		opcode = byte(websocket.MessageBinary)
 	}
-	s := &conn{h: h, ws: ws, link: l, codec: c, done: make(chan struct{})}
-	s.heard.Store(time.Now().UnixNano())
-	s.out = newOutlet(c, func(b []byte) error { return l.writeMessage(b, opcode) }, s.fail)
-	s.pubs.c = s
+	s := &conn{h: h, ws: ws, link: l, cut: func() { l.Conn.Close() }}
+	s.part = func(code websocket.StatusCode, reason string) { ws.Close(code, reason) }
+	s.init(c, func(b []byte) error { return l.writeMessage(b, opcode) })
 	return s
 }
 
+func (c *conn) init(form codec, write func([]byte) error) {
+	c.codec = form
+	c.done = make(chan struct{})
+	c.heard.Store(time.Now().UnixNano())
+	c.out = newOutlet(form, write, c.fail)
+	c.pubs.c = c
+}
+
 // fail gives the link up without a word.
-func (c *conn) fail(error) { c.link.Conn.Close() }
+func (c *conn) fail(error) { c.cut() }
 
 // close says good-bye with a code, after what waits to be written, and ends
 // the link. It does not wait.
@@ -70,12 +80,12 @@ func (c *conn) close(code websocket.StatusCode, reason string) {
 			return
 		}
 		c.work.Go(func() {
-			t := time.AfterFunc(c.h.cfg.stall+closeGrace, func() { c.link.Conn.Close() })
+			t := time.AfterFunc(c.h.cfg.stall+closeGrace, c.cut)
 			defer t.Stop()
 			c.out.drain()
 			c.out.close()
 			t.Reset(closeGrace)
-			c.ws.Close(code, reason)
+			c.part(code, reason)
 		})
 	})
 }
@@ -154,14 +164,15 @@ func (c *conn) hello(batch []byte) bool {
 		c.reject(code, "", closeBadToken)
 		return false
 	}
-	session, resumed := c.h.resume(f.Session, g.Subject), true
-	if session == nil {
-		session, resumed = c.h.newSession(g.Subject), false
+	session := c.h.resume(f.Session, g.Subject)
+	resumed := session != nil && session.attach(c)
+	if !resumed {
+		session = c.h.newSession(g.Subject)
+		session.attach(c)
 	}
 	c.mu.Lock()
 	c.grant, c.session = g, session
 	c.mu.Unlock()
-	session.attach(c)
 	if resumed {
 		c.h.count.resumed.Add(1)
 	}
@@ -234,6 +245,9 @@ func (c *conn) refuse(f *frame, code Code, text string) bool {
 	c.mu.Unlock()
 	if flood {
 		c.reject(CodeTooMany, "too many errors", closeFlood)
+	}
+	if c.stream { // which has nothing else to ask for
+		c.close(websocket.StatusNormalClosure, "")
 	}
 	return !flood
 }
@@ -492,6 +506,10 @@ func (c *conn) sweep(now time.Time) {
 	expired := c.grant.expired(now)
 	ping := silent > cfg.ping && !c.pinged
 	c.pinged = silent > cfg.ping
+	if c.stream && ping { // nothing will answer
+		c.heard.Store(now.UnixNano())
+		c.pinged = false
+	}
 	c.mu.Unlock()
 	switch {
 	case expired:
@@ -521,7 +539,9 @@ func (c *conn) end() {
 	}
 	c.work.Wait()
 	c.out.close()
-	c.ws.CloseNow()
+	if c.ws != nil {
+		c.ws.CloseNow()
+	}
 	if session != nil && session.detach(c, bye) {
 		c.h.forget(session)
 		session.end()

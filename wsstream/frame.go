@@ -245,6 +245,8 @@ func (t *frameType) UnmarshalText(text []byte) error {
 
 // codec is a form of the protocol.
 type codec interface {
+	// number is 0, 1 or 2.
+	number() int
 	// append adds a frame to a batch.
 	append(batch []byte, f *frame) []byte
 	// next takes the first frame off a batch that is not empty. A frame of an

@@ -1,6 +1,7 @@
 package wsstream_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -8,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -486,4 +488,55 @@ func TestStalledReader(t *testing.T) {
 	}
 	assert.Equal(t, 1, h.Stats().Links)
 	assert.Greater(t, got, 100)
+}
+
+// What is sent to many is made once.
+func TestDeliveriesAllocateNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	addr, _, mem := serve(t)
+	const sockets, rounds, each = 200, 200, 8
+	var got atomic.Int64
+	for range sockets {
+		c := openRaw(t, addr, "echo.v1+json")
+		c.hello()
+		c.say(`{"t":"sub","sid":1,"topic":"t","credit":1000000,"bytes":1000000000,"manual":true}`)
+		c.expect("subok")
+		c.SetDeadline(time.Time{})
+		go func() {
+			buf := make([]byte, 64<<10)
+			for {
+				n, err := c.r.Read(buf)
+				if err != nil {
+					return
+				}
+				got.Add(int64(bytes.Count(buf[:n], []byte(`"msg"`))))
+			}
+		}()
+	}
+	msgs := make([]transport.Message, each)
+	for i := range msgs {
+		msgs[i] = transport.Message{ID: "m", Time: time.Now(), Type: "text/plain", Data: bytes.Repeat([]byte("x"), 128)}
+	}
+	round := func(n int) {
+		for want := got.Load(); n > 0; n-- {
+			want += sockets * each
+			_, err := mem.Send(t.Context(), "t", msgs)
+			require.NoError(t, err)
+			for deadline := time.Now().Add(5 * time.Second); got.Load() < want; time.Sleep(20 * time.Microsecond) {
+				if time.Now().After(deadline) {
+					return // a name that was cut in two was not counted
+				}
+			}
+		}
+	}
+	round(20)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	round(rounds)
+	runtime.ReadMemStats(&after)
+	per := float64(after.Mallocs-before.Mallocs) / (sockets * rounds * each)
+	t.Logf("%.3f allocations for a delivery", per)
+	require.Less(t, per, 0.1)
 }

@@ -23,9 +23,14 @@ type session struct {
 	over   bool
 }
 
-// attach gives a session to a link, and takes it from its former one.
-func (s *session) attach(c *conn) {
+// attach gives a session to a link, and takes it from its former one. It
+// reports false if the session has ended.
+func (s *session) attach(c *conn) bool {
 	s.mu.Lock()
+	if s.over {
+		s.mu.Unlock()
+		return false
+	}
 	old := s.c
 	s.c = c
 	groups := make([]*groupSub, 0, len(s.groups))
@@ -39,6 +44,7 @@ func (s *session) attach(c *conn) {
 	if old != nil && old != c {
 		old.close(closeReplaced, "resumed by another link")
 	}
+	return true
 }
 
 // detach takes a session from a link that ended, and reports whether it is of
@@ -52,6 +58,7 @@ func (s *session) detach(c *conn, bye bool) bool {
 	s.c = nil
 	s.until = time.Now().Add(s.h.cfg.hold)
 	if bye || len(s.groups) == 0 {
+		s.over = true
 		return true
 	}
 	for _, g := range s.groups {
@@ -60,10 +67,15 @@ func (s *session) detach(c *conn, bye bool) bool {
 	return false
 }
 
+// expired ends a session that no link came for in time, and reports whether it did.
 func (s *session) expired(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.c == nil && !s.until.IsZero() && now.After(s.until)
+	if s.c == nil && !s.until.IsZero() && now.After(s.until) {
+		s.over = true
+		return true
+	}
+	return false
 }
 
 // end gives back what the session holds.
@@ -116,13 +128,13 @@ type groupSub struct {
 	topic  string
 	name   string
 	sub    transport.Subscription
-	queued bool // in the link's queue, which has a lock for it
 	ctx    context.Context
 	cancel context.CancelFunc
 	ended  chan struct{} // closed when nothing is received any more
 
 	mu     sync.Mutex // guards the rest
 	c      *conn      // where deliveries go, nil while there is none
+	out    *groupOut  // the same
 	manual bool
 	once   bool // credit ends with what comes first
 	credit int
@@ -135,6 +147,33 @@ type groupSub struct {
 	stop   context.CancelFunc  // of the receive under way
 	ops    []settlement
 	busy   bool
+}
+
+// groupOut is a group subscription in the queue of one link.
+type groupOut struct {
+	*groupSub
+	c      *conn
+	queued bool // the link's outlet has a lock for it
+}
+
+func (o *groupOut) queue() *bool { return &o.queued }
+
+// to sends deliveries to a link, or nowhere. The caller holds mu.
+func (g *groupSub) to(c *conn) {
+	g.c, g.out = c, nil
+	if c != nil {
+		g.out = &groupOut{groupSub: g, c: c}
+	}
+}
+
+// wake makes the link send what waits. The caller does not hold mu.
+func (g *groupSub) wake() {
+	g.mu.Lock()
+	o := g.out
+	g.mu.Unlock()
+	if o != nil {
+		o.c.out.wake(o)
+	}
 }
 
 // delivery is a message that was received for the client, or a loss.
@@ -182,10 +221,11 @@ func (c *conn) openGroup(ctx context.Context, f *frame) error {
 	session := c.session
 	c.mu.Unlock()
 	g := &groupSub{
-		s: session, sid: f.Sid, topic: f.Topic, name: f.Group, sub: sub, c: c, manual: f.Manual,
+		s: session, sid: f.Sid, topic: f.Topic, name: f.Group, sub: sub, manual: f.Manual,
 		credit: int(min(f.Credit, creditMost)), bytes: int(min(f.Bytes, bytesMost)),
 		held: make(map[uint64]delivery), more: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
+	g.to(c)
 	g.ctx, g.cancel = context.WithCancel(c.h.ctx)
 	wanted := c.started(f.Sid, func() {
 		session.mu.Lock()
@@ -221,7 +261,7 @@ func (g *groupSub) resume(c *conn, f *frame) bool {
 		return false
 	}
 	g.mu.Lock()
-	g.c = c
+	g.to(c)
 	g.manual, g.once = f.Manual, false
 	g.credit, g.bytes = int(min(f.Credit, creditMost)), int(min(f.Bytes, bytesMost))
 	var back []delivery
@@ -250,7 +290,7 @@ func (g *groupSub) resume(c *conn, f *frame) bool {
 func (g *groupSub) pause() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.c = nil
+	g.to(nil)
 	g.credit = 0
 	if g.stop != nil {
 		g.stop()
@@ -278,12 +318,9 @@ func (g *groupSub) flow(f *frame) {
 		g.credit = min(g.credit+n, creditMost)
 		g.bytes = min(g.bytes+int(min(f.Bytes, bytesMost)), bytesMost)
 	}
-	c := g.c
 	g.mu.Unlock()
 	g.poke()
-	if c != nil {
-		c.out.wake(g)
-	}
+	g.wake()
 }
 
 // receive receives for the client as its credit allows.
@@ -337,8 +374,7 @@ func (g *groupSub) receive() {
 // deliver queues deliveries for the link. If it went meanwhile, they go back.
 func (g *groupSub) deliver(ds ...delivery) {
 	g.mu.Lock()
-	c := g.c
-	if c == nil && ds[0].lost == nil {
+	if g.c == nil && ds[0].lost == nil {
 		g.mu.Unlock()
 		g.do(settlement{kind: release, ds: ds})
 		return
@@ -354,18 +390,15 @@ func (g *groupSub) deliver(ds ...delivery) {
 	}
 	g.waits = append(g.waits, ds...)
 	g.mu.Unlock()
-	if c != nil {
-		c.out.wake(g)
-	}
+	g.wake()
 }
 
-func (g *groupSub) queue() *bool { return &g.queued }
-
 // fill implements source.
-func (g *groupSub) fill(batch []byte) ([]byte, bool) {
+func (o *groupOut) fill(batch []byte) ([]byte, bool) {
+	g := o.groupSub
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.c == nil {
+	if g.out != o { // another link has it now
 		return batch, false
 	}
 	began := false

@@ -43,15 +43,12 @@ type entry struct {
 	gap   bool   // messages were lost before msg.Position, which is no message's
 	lost  uint64 // how many, 0 if nobody knows
 	reset bool   // positions start anew after it
-	forms [2]atomic.Pointer[[]byte]
+	forms [3]atomic.Pointer[[]byte]
 }
 
 // form returns an entry as a frame, which is made once for all subscribers.
 func (e *entry) form(c codec) []byte {
-	i := 0
-	if _, ok := c.(binaryCodec); ok {
-		i = 1
-	}
+	i := c.number()
 	if b := e.forms[i].Load(); b != nil {
 		return *b
 	}

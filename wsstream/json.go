@@ -29,6 +29,8 @@ type jsonFrame struct {
 	Base64 []byte          `json:"base64,omitempty"`
 }
 
+func (jsonCodec) number() int { return 1 }
+
 func (jsonCodec) append(batch []byte, f *frame) []byte {
 	j := jsonFrame{frame: f}
 	switch {

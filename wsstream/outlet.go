@@ -135,7 +135,6 @@ func (o *outlet) flush() {
 		if err := o.write(b); err != nil {
 			o.close()
 			o.fail(err)
-			return
 		}
 	}
 }
@@ -146,8 +145,17 @@ func (o *outlet) close() {
 	defer o.mu.Unlock()
 	o.closed = true
 	o.control, o.ready = nil, nil
-	o.busy = false
 	o.flushed.Broadcast()
+}
+
+// stop is close, and waits until nothing is being written any more.
+func (o *outlet) stop() {
+	o.close()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.busy {
+		o.flushed.Wait()
+	}
 }
 
 // drain waits until everything is written, or the outlet is closed.

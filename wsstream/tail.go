@@ -3,8 +3,11 @@ package wsstream
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
 	"time"
+
+	"github.com/coder/websocket"
 
 	"github.com/echobus/echo/transport"
 )
@@ -59,6 +62,9 @@ func (c *conn) openTail(ctx context.Context, f *frame) error {
 		start.From = transport.Newest
 	}
 	t := &tail{c: c, sid: f.Sid, manual: f.Manual, credit: int(min(f.Credit, creditMost)), bytes: int(min(f.Bytes, bytesMost))}
+	if c.stream { // which takes more as it is written
+		t.manual, t.credit, t.bytes = true, math.MaxInt, math.MaxInt
+	}
 	for {
 		b, made, err := c.h.hub(ctx, f.Topic, start)
 		if err != nil {
@@ -117,7 +123,7 @@ func (c *conn) openTail(ctx context.Context, f *frame) error {
 		t.open = true
 		t.mu.Unlock()
 		if sub != nil {
-			t.readOwn(sub)
+			t.readOwn(sub, start.From != transport.AfterPosition || at == start.Position)
 		}
 		c.out.wake(t)
 		return nil
@@ -284,11 +290,12 @@ func (t *tail) readAfter() {
 		t.fail(err)
 		return
 	}
-	t.readOwn(sub)
+	t.readOwn(sub, false)
 }
 
-// readOwn reads from sub until the hub has what follows.
-func (t *tail) readOwn(sub transport.Subscription) {
+// readOwn reads from sub until the hub has what follows. whole tells that sub
+// begins where it was asked to, and has no loss to tell first.
+func (t *tail) readOwn(sub transport.Subscription, whole bool) {
 	ctx, cancel := context.WithCancel(t.c.h.ctx)
 	t.mu.Lock()
 	over := t.over
@@ -298,7 +305,7 @@ func (t *tail) readOwn(sub transport.Subscription) {
 	if over || !t.c.spawn(func() {
 		defer cancel()
 		defer sub.Close()
-		if err := t.catchUp(ctx, sub, o); err != nil && ctx.Err() == nil {
+		if err := t.catchUp(ctx, sub, o, whole); err != nil && ctx.Err() == nil {
 			t.fail(err)
 		}
 	}) {
@@ -307,7 +314,7 @@ func (t *tail) readOwn(sub transport.Subscription) {
 	}
 }
 
-func (t *tail) catchUp(ctx context.Context, sub transport.Subscription, o *own) error {
+func (t *tail) catchUp(ctx context.Context, sub transport.Subscription, o *own, whole bool) error {
 	at, ok := transport.As[transport.Positioner](sub)
 	if !ok {
 		return errors.ErrUnsupported
@@ -327,7 +334,7 @@ func (t *tail) catchUp(ctx context.Context, sub transport.Subscription, o *own) 
 				return ctx.Err()
 			}
 		}
-		if caught := t.hub.covers(prev); caught {
+		if whole && t.hub.covers(prev) {
 			t.mu.Lock()
 			o.caught = true
 			t.mu.Unlock()
@@ -335,6 +342,7 @@ func (t *tail) catchUp(ctx context.Context, sub transport.Subscription, o *own) 
 			return nil
 		}
 		n, err := t.receive(ctx, sub, dst)
+		whole = true
 		var es []*entry
 		if lost, ok := errors.AsType[*transport.LostError](err); ok {
 			prev = at.Position()
@@ -385,6 +393,9 @@ func (t *tail) fail(err error) {
 	t.close()
 	if there {
 		t.c.out.send(frame{Type: frameSubEnd, Sid: t.sid, Code: subCode(err), Text: subText(err)})
+		if t.c.stream {
+			t.c.close(websocket.StatusNormalClosure, "")
+		}
 	}
 }
 
