@@ -83,6 +83,9 @@ func isJSON(media string) bool {
 	if media == "application/json" {
 		return true
 	}
+	if !strings.Contains(media, "json") && !strings.Contains(media, "JSON") {
+		return false
+	}
 	t, _, err := mime.ParseMediaType(media)
 	return err == nil && (t == "application/json" || strings.HasSuffix(t, "+json"))
 }

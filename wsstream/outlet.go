@@ -87,7 +87,7 @@ func (o *outlet) start() {
 }
 
 var batches = sync.Pool{New: func() any {
-	b := make([]byte, headroom, headroom+batchBytes+4096)
+	b := make([]byte, headroom, 4096)
 	return &b
 }}
 

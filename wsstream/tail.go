@@ -21,6 +21,8 @@ type tail struct {
 
 	cancel context.CancelFunc // of reading on its own, if it ever did
 
+	run []byte // the frame that comes before its messages
+
 	// Of fill.
 	next uint64             // the number of the entry to look at next
 	at   transport.Position // everything up to it was sent, or is not wanted
@@ -62,6 +64,7 @@ func (c *conn) openTail(ctx context.Context, f *frame) error {
 		start.From = transport.Newest
 	}
 	t := &tail{c: c, sid: f.Sid, manual: f.Manual, credit: int(min(f.Credit, creditMost)), bytes: int(min(f.Bytes, bytesMost))}
+	t.run = c.codec.append(nil, &frame{Type: frameRun, Sid: t.sid})
 	if c.stream { // which takes more as it is written
 		t.manual, t.credit, t.bytes = true, math.MaxInt, math.MaxInt
 	}
@@ -153,7 +156,7 @@ func (t *tail) fill(batch []byte) ([]byte, bool) {
 		}
 		if !began {
 			began = true
-			batch = t.c.codec.append(batch, &frame{Type: frameRun, Sid: t.sid})
+			batch = append(batch, t.run...)
 		}
 		for _, e := range some[:n] {
 			batch = append(batch, e.form(t.c.codec)...)
