@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -84,7 +85,7 @@ func TestEveryExampleIsTested(t *testing.T) {
 	require.NoError(t, err)
 	for _, path := range mains {
 		name := filepath.Dir(path)
-		ownTest := name == "logtail" || name == "redis" || name == "orders"
+		ownTest := name == "logtail" || name == "redis" || name == "orders" || name == "chat" || name == "ticker"
 		assert.True(t, ownTest || prints[name] != nil, "example %s has no test", name)
 	}
 }
@@ -207,5 +208,67 @@ func TestLogtail(t *testing.T) {
 		out, err := run(t, "", "logtail", path)
 		assert.Error(t, err)
 		assert.Contains(t, out, want)
+	}
+}
+
+// start starts an example that goes on until the test ends, and returns its
+// first lines.
+func start(t *testing.T, n int, name string, args ...string) []string {
+	t.Helper()
+	dir, err := built()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, name), args...)
+	pipe, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { cmd.Wait() }) // killed by the context
+	var lines []string
+	for s := bufio.NewScanner(pipe); len(lines) < n && s.Scan(); {
+		lines = append(lines, s.Text())
+	}
+	require.Len(t, lines, n)
+	return lines
+}
+
+// What is said in one place is heard in another, also by who comes later and
+// at another node.
+func TestChat(t *testing.T) {
+	server := redistest.Start(t)
+	for what, c := range map[string]struct {
+		nodes int
+		args  []string
+	}{
+		"in memory":  {1, []string{"-addr", "127.0.0.1:0"}},
+		"over Redis": {2, []string{"-addr", "127.0.0.1:0", "-redis", server.URL()}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			var links []string
+			for _, line := range start(t, c.nodes, "chat", c.args...) {
+				links = append(links, strings.Replace(line, "talk at http", "ws", 1)+"/echo")
+			}
+			out, err := run(t, "hello\n", "chat", "-join", links[0], "-name", "alice")
+			require.NoError(t, err, out)
+			require.Contains(t, out, "alice: hello")
+			out, err = run(t, "hi, alice\n", "chat", "-join", links[len(links)-1], "-name", "bob")
+			require.NoError(t, err, out)
+			require.Contains(t, out, "alice: hello")
+			require.Contains(t, out, "bob: hi, alice")
+
+			resp, err := http.Get(strings.TrimSuffix(strings.Replace(links[0], "ws", "http", 1), "/echo") + "/echo.js")
+			require.NoError(t, err)
+			defer resp.Body.Close()
+			require.Equal(t, 200, resp.StatusCode)
+			require.Contains(t, resp.Header.Get("Content-Type"), "javascript")
+		})
+	}
+}
+
+func TestTicker(t *testing.T) {
+	server := redistest.Start(t)
+	for _, args := range [][]string{nil, {"-redis", server.URL()}} {
+		out, err := run(t, "", "ticker", append(args, "-addr", "127.0.0.1:0", "-links", "50", "-rate", "20", "-for", "3500ms")...)
+		require.NoError(t, err, out)
+		assert.Contains(t, out, "50 links are open\n")
+		assert.Regexp(t, `\d{3,} deliveries  p50`, out)
 	}
 }
