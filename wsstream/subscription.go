@@ -237,10 +237,7 @@ func (s *member) request(resumed bool) frame {
 	defer s.mu.Unlock()
 	f := s.start
 	f.Type, f.Sid, f.Topic, f.Group, f.Manual = frameSub, s.sid, s.topic, s.group, true
-	if s.known {
-		f.Resumed = resumed
-		f.Seen = s.seen
-	}
+	f.Resumed, f.Seen = resumed, s.seen // the server may have it even if its answer was lost
 	return f
 }
 
