@@ -70,6 +70,8 @@ export class Group extends Sub<GroupDelivery> {
   #lease = 0; // as the server said; 0 if it has none
   #known = false;
   #seen = 0;
+  #handedOut = 0; // the last that was, by number
+  #stopping = false; // subscribed again, to take no more
   #held = new Map<number, GroupDelivery>(); // by number; not settled
   #bytes = 0; // of them
   #batch: Settlement[] = []; // of the moment, in order
@@ -108,11 +110,17 @@ export class Group extends Sub<GroupDelivery> {
       credit: this.over ? 0 : Math.max(0, this.prefetch - this.#held.size),
       bytes: this.over ? 0 : Math.max(0, this.prefetchBytes - this.#bytes),
       resumed: resumed || undefined,
-      seen: resumed && this.#seen > 0 ? this.#seen : undefined,
+      // What came and is not to be handled goes back, and no credit comes back to one that ends.
+      seen: (resumed && (this.over ? this.#handedOut : this.#seen)) || undefined,
+      manual: this.over || undefined,
     };
   }
 
   protected subscribed(f: Frame): void {
+    if (this.#stopping) {
+      this.#stopping = false;
+      return;
+    }
     this.#lease = f.lease ?? 0;
     if (!f.resumed && this.#known) this.#lose();
     this.#known = true;
@@ -135,7 +143,9 @@ export class Group extends Sub<GroupDelivery> {
     return this.open;
   }
 
-  protected began(): void {}
+  protected began(d: GroupDelivery): void {
+    this.#handedOut = d.n;
+  }
 
   protected async done(d: GroupDelivery | GapError, failed?: Error): Promise<void> {
     if (!(d instanceof GroupDelivery)) return;
@@ -147,6 +157,7 @@ export class Group extends Sub<GroupDelivery> {
   }
 
   protected detached(): void {
+    this.#stopping = false;
     clearTimeout(this.#timer);
   }
 
@@ -156,9 +167,11 @@ export class Group extends Sub<GroupDelivery> {
   }
 
   protected abandon(): void {
-    for (const item of this.queue) {
-      if ("message" in item) this.settle(item.message, "release").catch(() => {});
-    }
+    for (const item of [...this.queue]) if ("message" in item) this.#loseOne(item.message);
+    if (!this.open) return; // the next link's request says it
+    this.#stopping = true;
+    this.host.link?.send({ t: "flow", sid: this.sid, once: true }); // takes back what there is
+    this.host.link?.send(this.request(true));
   }
 
   protected forget(): void {
@@ -270,7 +283,7 @@ export class Group extends Sub<GroupDelivery> {
 
   /** Notes that nothing is held any more of what was. */
   #lose(): void {
-    this.#seen = 0;
+    this.#seen = this.#handedOut = 0;
     for (const d of [...this.#held.values()]) this.#loseOne(d);
     for (const s of [...this.#waiting.splice(0), ...this.#batch.splice(0)]) {
       if (s.rid > 0) this.host.forgetRequest(s.rid);

@@ -12,13 +12,29 @@ export { sleep };
 /** Where there is no global WebSocket, that of the package ws. */
 export const WebSocket = globalThis.WebSocket ?? WS;
 
+const ends = new WeakMap();
+
+/** Calls functions after a test, the last one first: clients end before their servers. */
+function after(t, f) {
+  if (!ends.has(t)) {
+    const all = [];
+    ends.set(t, all);
+    t.after(async () => {
+      const failed = [];
+      for (const f of all.reverse()) await Promise.resolve(f()).catch((e) => failed.push(e));
+      if (failed.length > 0) throw failed[0];
+    });
+  }
+  ends.get(t).push(f);
+}
+
 /** Starts a server, which ends with the test. Its methods are the commands of test/server. */
 export async function serve(t, ...flags) {
   const child = spawn(fileURLToPath(new URL(".bin/server", import.meta.url)), flags, { stdio: ["pipe", "pipe", "inherit"] });
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   const line = async () => JSON.parse((await lines.next()).value);
   const { proxy, direct } = await line();
-  t.after(async () => {
+  after(t, async () => {
     child.kill("SIGCONT");
     child.stdin.end();
     if (child.exitCode === null) await once(child, "exit");
@@ -60,7 +76,7 @@ export function client(t, url, options = {}) {
   echo.states = [];
   echo.on("error", (e) => echo.errors.push(e));
   echo.on("state", (s) => echo.states.push(s));
-  t.after(async () => {
+  after(t, async () => {
     await echo.close({ timeout: 500 });
     if (!options.errorsExpected && echo.errors.length > 0) throw new AggregateError(echo.errors, `the client reported: ${echo.errors.map((e) => e.message)}`);
   });
@@ -117,7 +133,7 @@ export async function script(t, talk) {
     link.hello = await link.next("hello");
     await talk(link);
   });
-  t.after(() => {
+  after(t, () => {
     for (const ws of server.clients) ws.terminate();
     server.close();
   });
