@@ -32,6 +32,7 @@ type conn struct {
 
 	heard atomic.Int64 // when the last message came, in Unix nanoseconds
 	began atomic.Int64 // when the one that is coming began; 0 when none is
+	frees time.Time    // when the frames so far are paid for, under a rate; of serve
 
 	closing sync.Once
 	work    sync.WaitGroup // goroutines of this link
@@ -209,7 +210,9 @@ func (c *conn) batch(batch []byte) bool {
 	}
 	var pubs []publish
 	var f frame
-	for n := 0; len(batch) > 0; n++ {
+	n := 0
+	defer func() { c.slow(n) }()
+	for ; len(batch) > 0; n++ {
 		if n >= c.h.cfg.maxFrames {
 			c.reject(CodeTooMany, "too many frames in a message", closeFlood)
 			return false
@@ -232,6 +235,28 @@ func (c *conn) batch(batch []byte) bool {
 		}
 	}
 	return len(pubs) == 0 || c.pubs.add(pubs)
+}
+
+// slow waits until n more frames may have come.
+func (c *conn) slow(n int) {
+	cfg := &c.h.cfg
+	if cfg.rate == 0 {
+		return
+	}
+	each := time.Second / time.Duration(cfg.rate)
+	now := time.Now()
+	if c.frees.Before(now) {
+		c.frees = now
+	}
+	c.frees = c.frees.Add(time.Duration(n) * each)
+	if wait := c.frees.Sub(now) - time.Duration(cfg.burst)*each; wait > 0 {
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-c.h.ctx.Done():
+		}
+	}
 }
 
 // refuse tells that a frame is not done. A client that makes too many mistakes

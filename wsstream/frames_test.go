@@ -326,6 +326,28 @@ func TestCredit(t *testing.T) {
 	count("dlv", 5)
 }
 
+func TestRate(t *testing.T) {
+	addr, _, _ := serve(t, wsstream.WithRate(100, 20))
+	c, other := openRaw(t, addr, "echo.v1+json"), openRaw(t, addr, "echo.v1+json")
+	c.hello()
+	other.hello()
+	begin := time.Now()
+	for range 10 {
+		c.say(strings.Repeat(`{"t":"ping","n":1}`+"\n", 7))
+	}
+	for i := range 70 {
+		c.expect("pong")
+		if i == 15 { // at once
+			require.Less(t, time.Since(begin), 200*time.Millisecond)
+			other.say(`{"t":"ping","n":1}`)
+			other.expect("pong")
+			require.Less(t, time.Since(begin), 250*time.Millisecond, "others are not slowed down")
+		}
+	}
+	require.Greater(t, time.Since(begin), 350*time.Millisecond)
+	require.Less(t, time.Since(begin), 2*time.Second)
+}
+
 // clients dials n raw links, each with a subscription.
 func clients(t testing.TB, addr string, n int) []net.Conn {
 	t.Helper()

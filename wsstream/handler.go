@@ -450,6 +450,7 @@ type serverConfig struct {
 	maxMessage, helloBytes, maxFrames int
 	maxSubs, maxPublish, maxHeld      int
 	maxLinks, maxOpening, maxErrors   int
+	rate, burst                       int // frames a second, 0 for any; and at once
 	hello, message, stall, ping, pong time.Duration
 	hold, linger, sendFor             time.Duration
 	window, ringMessages, ringBytes   int

@@ -91,6 +91,16 @@ func WithHeartbeat(ping, pong time.Duration) HandlerOption {
 	})
 }
 
+// WithRate bounds the frames that a link may send, on average and at once. One
+// that sends more is not read from until it may again, so it slows down. By
+// default a link is as fast as the server takes what it sends.
+func WithRate(perSecond, burst int) HandlerOption {
+	return handlerOption(func(c *serverConfig) {
+		c.bound("WithRate", perSecond, 1, &c.rate)
+		c.bound("WithRate", burst, 1, &c.burst)
+	})
+}
+
 // WithHold sets how long what a client holds of groups is kept for it when its
 // link breaks, before others get it; 10 s by default.
 func WithHold(d time.Duration) HandlerOption {
