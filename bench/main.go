@@ -46,7 +46,9 @@ The suite redis needs a redis-server to start. It also prints lines
 
 	IDLE <subscription> <x>
 
-which say how many commands per second a subscription without messages sends.
+which say how many commands per second a subscription without messages sends. The
+suite ws prints a line SLOW, how many times longer messages take when some sockets
+are slow.
 
 `)
 	flag.PrintDefaults()

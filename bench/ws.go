@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/binary"
@@ -68,7 +69,7 @@ func measureWS(w io.Writer, r *report) error {
 		},
 	}
 	p := r.plan
-	step := &steps{w: w, n: len(cases) + 1, begin: time.Now(), budget: p.budget}
+	step := &steps{w: w, n: len(cases) + 2, begin: time.Now(), budget: p.budget}
 	for _, c := range cases {
 		res, err := c.measure(p.rounds, p.round, step.next(c.name))
 		if err != nil {
@@ -84,6 +85,14 @@ func measureWS(w io.Writer, r *report) error {
 	r.sections = append(r.sections, section{
 		heading: "Latency", caption: "Latency, until the last of 1,000 idle sockets has a message", text: wsLatencyText, table: lastTable(ls),
 	})
+	step.next("slow readers")
+	if ls, err = lameLatency(p.pace); err != nil {
+		return err
+	}
+	r.sections = append(r.sections, section{
+		heading: "Slow readers", caption: "Latency, until the last healthy socket has a message", text: wsLameText, table: lastTable(ls),
+	})
+	r.lines = append(r.lines, fmt.Sprintf("SLOW p99 %.2f", float64(ls[1].p99)/float64(ls[0].p99)))
 	return nil
 }
 
@@ -141,20 +150,76 @@ func lastTable(ls []last) table {
 	return t
 }
 
+// lameLatency is that of healthy sockets, alone and among others that are slow
+// or do not read at all.
+func lameLatency(d time.Duration) ([]last, error) {
+	const stalled, slow = 10, 100
+	payload := bytes.Repeat([]byte("x"), 8<<10) // so that buffers do fill
+	who := []string{"1,000 healthy sockets", "890 of them, 100 slow, 10 stalled"}
+	times := make([][]time.Duration, len(who))
+	for range turns {
+		for i := range who {
+			lame := 0
+			if i == 1 {
+				lame = stalled + slow
+			}
+			s, err := openHub(make([]handler, wsSockets-lame))
+			if err != nil {
+				return nil, err
+			}
+			f := s.(*fan)
+			others, err := dialSockets(f.addr, lame, "echo.v1+bin", greeting(), true, func(i int) time.Duration {
+				if i < stalled {
+					return time.Hour
+				}
+				return 20 * time.Millisecond // before each read of 4 KiB
+			})
+			if err != nil {
+				return nil, err
+			}
+			for begin := time.Now(); time.Since(begin) < d/turns+2*time.Second; {
+				want := f.total() + int64(wsSockets-lame)
+				sent := time.Now()
+				if err := f.send(payload); err != nil {
+					return nil, err
+				}
+				if err := await(f, want); err != nil {
+					return nil, err
+				}
+				if time.Since(begin) > 2*time.Second { // the lame are known by now
+					times[i] = append(times[i], time.Since(sent))
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			others.close()
+			if err := f.close(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	ls := make([]last, len(who))
+	for i, ts := range times {
+		slices.Sort(ts)
+		ls[i] = last{who[i], percentile(ts, 50), percentile(ts, 99), len(ts)}
+	}
+	return ls, nil
+}
+
 // sockets are clients that read as little as can be read, so that the server
 // is what is measured: they count messages, and look at nothing else.
 type sockets struct {
 	conns   []net.Conn
 	count   atomic.Int64
 	reading sync.WaitGroup
-	broken  atomic.Pointer[error]
+	ended   chan struct{}
 }
 
 // dialSockets opens n sockets. greet, if not nil, says what is to be said
-// first; frames tells that a message is a batch of echo's frames.
-func dialSockets(addr string, n int, protocol string, greet []byte, frames bool) (*sockets, error) {
-	s := &sockets{}
-	for range n {
+// first; frames tells that a message is a batch of echo's frames; lame, if
+// there, how long each socket waits before it reads a little.
+func dialSockets(addr string, n int, protocol string, greet []byte, frames bool, lame ...func(i int) time.Duration) (*sockets, error) {
+	s := &sockets{ended: make(chan struct{})}
+	for i := range n {
 		c, err := dialSocket(addr, protocol)
 		if err != nil {
 			s.close()
@@ -166,7 +231,11 @@ func dialSockets(addr string, n int, protocol string, greet []byte, frames bool)
 			}
 		}
 		s.conns = append(s.conns, c)
-		s.reading.Go(func() { s.read(c, frames) })
+		var pause time.Duration
+		if len(lame) > 0 {
+			pause = lame[0](i)
+		}
+		s.reading.Go(func() { s.read(c, frames, pause) })
 	}
 	return s, nil
 }
@@ -199,6 +268,7 @@ func dialSocket(addr, protocol string) (net.Conn, error) {
 }
 
 func (s *sockets) close() {
+	close(s.ended)
 	for _, c := range s.conns {
 		c.Close()
 	}
@@ -211,11 +281,22 @@ var readBuffers = sync.Pool{New: func() any {
 }}
 
 // read counts messages until the socket is closed.
-func (s *sockets) read(c net.Conn, frames bool) {
+func (s *sockets) read(c net.Conn, frames bool, pause time.Duration) {
 	buf := readBuffers.Get().(*[]byte)
 	defer readBuffers.Put(buf)
 	p := parser{frames: frames}
 	for {
+		if pause > 0 {
+			select {
+			case <-time.After(pause):
+			case <-s.ended:
+				return
+			}
+			if n, err := c.Read((*buf)[:4096]); err != nil || n == 0 {
+				return
+			}
+			continue
+		}
 		n, err := c.Read(*buf)
 		if err != nil {
 			return
@@ -309,6 +390,7 @@ func (p *parser) inner(b []byte) (n int) {
 // fan is a server of sockets, to which publish sends a payload.
 type fan struct {
 	*sockets
+	addr string
 	send func([]byte) error
 	end  func()
 }
@@ -357,7 +439,7 @@ func openHub(hs []handler) (session, error) {
 	}
 	msg := []transport.Message{{ID: "m", Time: time.Now(), Type: "text/plain"}}
 	ctx := context.Background()
-	f := &fan{sockets: s, send: func(data []byte) error {
+	f := &fan{sockets: s, addr: addr, send: func(data []byte) error {
 		msg[0].Data = data
 		_, err := mem.Send(ctx, "t", msg)
 		return err
@@ -649,5 +731,11 @@ const wsMethodText = `- Server and clients are one process on one machine, over 
 
 const wsLatencyText = `One message every 10 ms and more to 1,000 sockets that are idle: how long it takes
 until the last one has it.
+
+`
+
+const wsLameText = `The same with 8 KiB each, to echo's handler alone: how long it takes until the last
+healthy socket has a message, when all are healthy, and when 100 of 1,000 read 4 KiB
+every 20 ms and 10 do not read at all. Those are given up after some seconds.
 
 `
