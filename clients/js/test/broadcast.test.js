@@ -191,7 +191,7 @@ test("a slow handler has no more than prefetch messages here", async (t) => {
   await sleep(100);
   assert.equal(await delivered(), 50);
   await server.cut(); // which must not bring more
-  await state(slow, "down").catch(() => {});
+  await until("the link is down", () => slow.states.some((s) => s.state === "down"));
   await state(slow, "up");
   await sleep(100);
   assert.equal(await delivered(), 50);
