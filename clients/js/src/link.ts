@@ -62,7 +62,8 @@ export class Link {
     this.#ws.addEventListener("open", () => this.#open(hello));
     this.#ws.addEventListener("message", (e: { data: unknown }) => this.#message(e.data));
     this.#ws.addEventListener("close", (e: { code: number; reason: string }) => this.#closed(e.code, e.reason));
-    this.#ws.addEventListener("error", () => {}); // the close that follows says as much
+    // The close that follows says more; some versions of Node leave it out.
+    this.#ws.addEventListener("error", () => setTimeout(() => this.#closed(1006, ""), 50));
   }
 
   /** Sends a frame, with what else there is to say at the moment. */
