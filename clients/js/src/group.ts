@@ -122,7 +122,10 @@ export class Group extends Sub<GroupDelivery> {
       return;
     }
     this.#lease = f.lease ?? 0;
+    const counted = { credit: this.#held.size, bytes: this.#bytes };
     if (!f.resumed && this.#known) this.#lose();
+    // What the request counted as held, and is lost, costs no credit.
+    if (counted.credit > this.#held.size && !this.over) this.host.link?.send({ t: "flow", sid: this.sid, ...counted });
     this.#known = true;
     for (const s of this.#waiting) this.#send(s, true);
     this.#watch();

@@ -346,3 +346,28 @@ test("requests about deliveries wait until the subscription is resumed, and go a
   assert.deepEqual([second[1].again, second[1].ns], [true, [1, 2]]);
   assert.equal(second[1].rid, frames.find((f) => f.t === "ack").rid);
 });
+
+test("what is lost with a session, or with a subscription in it, costs no credit", async (t) => {
+  const frames = [];
+  const server = await script(t, async (link) => {
+    link.send({ ...welcome, resumed: link.n === 2 });
+    for (;;) {
+      const f = await link.next();
+      if (f.t === "closed") return;
+      frames.push({ link: link.n, ...f });
+      if (f.t !== "sub") continue;
+      link.send({ t: "subok", sid: f.sid, lease: 60000 }, { t: "run", sid: f.sid }, { t: "dlv", n: 1, attempt: 1, pos: "1-0", id: `${link.n}` });
+      await sleep(20);
+      if (link.n < 3) link.ws.terminate();
+    }
+  });
+  const echo = client(t, server.url);
+  const it = echo.topic("t").subscribe({ group: "g", prefetch: 10 })[Symbol.asyncIterator]();
+  const held = [];
+  while (held.length < 3) held.push((await it.next()).value);
+  await assert.rejects(held[0].ack(), LeaseLostError);
+  await assert.rejects(held[1].ack(), LeaseLostError);
+  const given = (n) => frames.filter((f) => f.link === n && (f.t === "sub" || f.t === "flow")).reduce((sum, f) => sum + (f.credit ?? 0), 0);
+  assert.deepEqual([given(1), given(2), given(3)], [10, 10, 10]);
+  assert.deepEqual(frames.filter((f) => f.t === "sub").map((f) => f.credit), [10, 9, 10]);
+});

@@ -75,6 +75,20 @@ test("a server that nothing is heard of is given up, one that is quiet is not", 
   await state(echo, "up");
 });
 
+test("a server that says nothing by itself is asked before it is given up", async (t) => {
+  const server = await script(t, async (link) => {
+    link.send({ ...welcome, ping: 1000 });
+    for (;;) {
+      const f = await link.next("ping");
+      if (f.t === "closed") return;
+      link.send({ t: "pong", n: f.n });
+    }
+  });
+  client(t, server.url);
+  await sleep(2200);
+  assert.equal(server.links(), 1);
+});
+
 test("a ping is answered", async (t) => {
   let pong;
   const server = await script(t, async (link) => {

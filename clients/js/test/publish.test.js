@@ -278,3 +278,23 @@ test("an outbox that does not take a message fails its publish", async (t) => {
   await assert.rejects(broken.topic("t").publish(1), NotPublishedError);
   assert.match(broken.errors[0].message, /outbox cannot be opened/);
 });
+
+test("no more than max_publish messages are unanswered", async (t) => {
+  let under = 0;
+  let most = 0;
+  const server = await script(t, async (link) => {
+    link.send({ ...welcome, max_publish: 3 });
+    for (;;) {
+      const f = await link.next("pub");
+      if (f.t === "closed") return;
+      most = Math.max(most, ++under);
+      setTimeout(() => {
+        under--;
+        link.send({ t: "pubok", rid: f.rid, count: 1, at: ["1-1"] });
+      }, 5);
+    }
+  });
+  const echo = client(t, server.url);
+  await Promise.all(Array.from({ length: 20 }, (_, i) => echo.topic("t").publish(i)));
+  assert.equal(most, 3);
+});
