@@ -24,6 +24,7 @@ test: setup ## Run all tests with the race detector, in random order
 	CGO_ENABLED=1 go test -race -shuffle=on -timeout 20m ./...
 	go test -run 'AtMostOnce|AMillion|TenThousand' . # what the race detector would distort
 	cd bench && CGO_ENABLED=1 go test -race -shuffle=on ./...
+	cd clients/js && npm ci --no-audit --no-fund && npm test
 
 soak: setup ## Run the faults of the Redis transport five times as long, and those that take long (half an hour)
 	ECHO_SOAK=5 go test -v -count=1 -timeout 60m -run 'Killed|Dies|Die|Rebalancing|Poison|Soak|PowerLoss|ClockJumps|Failover|Resharding|Cancel' ./redisstream

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -47,6 +48,7 @@ type Transport struct {
 	welcome  frame
 	rid, sid uint64
 	subs     map[uint64]clientSub
+	left     []uint64         // subscriptions that ended while there was no link
 	calls    map[uint64]*call // by their first rid
 	order    []*call          // in the order of their rids
 	under    int              // messages that are being published
@@ -262,11 +264,10 @@ func (t *Transport) once() error {
 
 // read reads what a link brings.
 func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
-	var silence *time.Timer
-	limit := time.Duration(0)
+	var watch *silence
 	defer func() {
-		if silence != nil {
-			silence.Stop()
+		if watch != nil {
+			watch.stop()
 		}
 	}()
 	var last error // what the server said before it closed
@@ -282,8 +283,8 @@ func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
 		if err != nil {
 			return err
 		}
-		if silence != nil {
-			silence.Reset(limit)
+		if watch != nil {
+			watch.heard.Store(true)
 		}
 		var sub clientSub
 		for len(batch) > 0 {
@@ -295,9 +296,11 @@ func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
 			batch = rest
 			switch f.Type {
 			case frameWelcome:
+				if watch != nil {
+					return errors.New("the server welcomed twice")
+				}
 				welcomed()
-				limit = max(duration(f.Ping), time.Second)
-				silence = time.AfterFunc(limit, func() { l.ws.CloseNow() })
+				watch = watchFor(l, max(duration(f.Ping), time.Second)/3)
 				t.opened(l, &f)
 			case frameRun:
 				t.mu.Lock()
@@ -326,6 +329,46 @@ func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
 	}
 }
 
+// silence sees to a link whose server is not heard any more: after a third of
+// the limit it asks, after another two it gives up.
+type silence struct {
+	heard atomic.Bool
+	end   chan struct{}
+	ended chan struct{}
+}
+
+func watchFor(l *clientLink, third time.Duration) *silence {
+	s := &silence{end: make(chan struct{}), ended: make(chan struct{})}
+	go func() {
+		defer close(s.ended)
+		tick := time.NewTicker(third)
+		defer tick.Stop()
+		for quiet := 0; ; {
+			select {
+			case <-tick.C:
+			case <-s.end:
+				return
+			}
+			if quiet++; s.heard.Swap(false) {
+				quiet = 0
+			}
+			switch {
+			case quiet >= 3:
+				l.ws.CloseNow()
+				return
+			case quiet > 0:
+				l.out.send(frame{Type: framePing})
+			}
+		}
+	}()
+	return s
+}
+
+func (s *silence) stop() {
+	close(s.end)
+	<-s.ended
+}
+
 // opened takes a link into use, and brings the server up to date: first the
 // subscriptions, then what was not answered, in order.
 func (t *Transport) opened(l *clientLink, f *frame) {
@@ -336,6 +379,10 @@ func (t *Transport) opened(l *clientLink, f *frame) {
 	}
 	t.session, t.welcome = f.Session, *f
 	t.link = l
+	for _, sid := range t.left {
+		l.out.send(frame{Type: frameUnsub, Sid: sid})
+	}
+	t.left = nil
 	for sid := uint64(1); sid <= t.sid; sid++ { // in the order they were made
 		if s := t.subs[sid]; s != nil {
 			l.out.send(s.request(f.Resumed))
@@ -728,7 +775,11 @@ func (t *Transport) end(sid uint64, tell bool) *call {
 		return nil
 	}
 	delete(t.subs, sid)
-	if !tell || t.link == nil || t.closed {
+	if !tell || t.closed {
+		return nil
+	}
+	if t.link == nil { // the session may go on, and hold what this one held
+		t.left = append(t.left, sid)
 		return nil
 	}
 	c := &call{count: 1, frames: []frame{{Type: frameUnsub, Sid: sid}}}

@@ -43,7 +43,8 @@ type conn struct {
 	tails   map[uint64]*tail
 	opening map[uint64]bool // subscriptions under way; false if given up meanwhile
 	pubs    publishing
-	errors  int
+	errors  int // as they weigh
+	forgave time.Time
 	pinged  bool
 	bye     bool
 	over    bool
@@ -264,12 +265,16 @@ func (c *conn) slow(n int) {
 func (c *conn) refuse(f *frame, code Code, text string) bool {
 	c.out.send(frame{Type: frameErr, Rid: f.Rid, Sid: f.Sid, Code: code, Text: text})
 	c.h.count.errors.Add(1)
+	weight, status := refusal, websocket.StatusCode(closeOverloaded)
+	if code == CodeBadFrame {
+		weight, status = mistake, closeFlood
+	}
 	c.mu.Lock()
-	c.errors++
-	flood := c.errors > c.h.cfg.maxErrors
+	c.errors += weight
+	flood := c.errors > mistakeMost
 	c.mu.Unlock()
 	if flood {
-		c.reject(CodeTooMany, "too many errors", closeFlood)
+		c.reject(CodeTooMany, "too many errors", status)
 	}
 	if c.stream { // which has nothing else to ask for
 		c.close(websocket.StatusNormalClosure, "")
@@ -525,8 +530,9 @@ func (c *conn) sweep(now time.Time) {
 	}
 	silent := time.Duration(now.UnixNano() - c.heard.Load())
 	c.mu.Lock()
-	if c.errors > 0 && now.UnixNano()/1e9%4 == 0 {
-		c.errors--
+	if now.Sub(c.forgave) > 4*time.Second {
+		c.forgave = now
+		c.errors = max(0, c.errors-mistake)
 	}
 	expired := c.grant.expired(now)
 	ping := silent > cfg.ping && !c.pinged

@@ -78,6 +78,22 @@ func (s *session) expired(now time.Time) bool {
 	return false
 }
 
+// prune ends subscriptions that the link which took the session over did not
+// take up.
+func (s *session) prune(now time.Time) {
+	for _, g := range s.all() {
+		g.mu.Lock()
+		forgotten := g.c == nil && now.Sub(g.paused) > s.h.cfg.hold
+		g.mu.Unlock()
+		s.mu.Lock()
+		linked := s.c != nil
+		s.mu.Unlock()
+		if forgotten && linked {
+			s.drop(g.sid)
+		}
+	}
+}
+
 // end gives back what the session holds.
 func (s *session) end() {
 	s.mu.Lock()
@@ -145,6 +161,7 @@ type groupSub struct {
 	past   [256]uint64         // settled of late
 	more   chan struct{}       // holds a token when credit came
 	stop   context.CancelFunc  // of the receive under way
+	paused time.Time           // since when there is no link
 	ops    []settlement
 	busy   bool
 }
@@ -261,6 +278,9 @@ func (g *groupSub) resume(c *conn, f *frame) bool {
 		return false
 	}
 	g.mu.Lock()
+	if g.stop != nil { // a receive with credit of before
+		g.stop()
+	}
 	g.to(c)
 	g.manual, g.once = f.Manual, false
 	g.credit, g.bytes = int(min(f.Credit, creditMost)), int(min(f.Bytes, bytesMost))
@@ -291,6 +311,7 @@ func (g *groupSub) pause() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.to(nil)
+	g.paused = time.Now()
 	g.credit = 0
 	if g.stop != nil {
 		g.stop()
@@ -330,7 +351,13 @@ func (g *groupSub) receive() {
 	dst := make([]transport.Message, most)
 	for {
 		g.mu.Lock()
-		room := min(g.credit-len(g.waits), most)
+		room := g.credit
+		for i := range g.waits {
+			if g.waits[i].lost == nil { // a loss needs no credit
+				room--
+			}
+		}
+		room = min(room, most)
 		if len(g.held) >= g.s.h.cfg.maxHeld || g.c == nil {
 			room = 0
 		}
@@ -545,9 +572,15 @@ func (g *groupSub) settleSome(ops []settlement) {
 		if lost != nil && op.kind == extend {
 			g.mu.Lock()
 			for _, n := range gone {
+				if d, ok := g.held[n]; ok && !g.manual {
+					g.credit++
+					g.bytes += d.size
+				}
 				delete(g.held, n)
 			}
 			g.mu.Unlock()
+			g.poke()
+			g.wake()
 		}
 		if op.c == nil || op.rid == 0 {
 			continue

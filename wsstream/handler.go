@@ -266,11 +266,13 @@ func (h *Handler) sweep() {
 		for c := range h.conns {
 			conns = append(conns, c)
 		}
-		var ended []*session
+		var ended, open []*session
 		for key, s := range h.sessions {
 			if s.expired(now) {
 				delete(h.sessions, key)
 				ended = append(ended, s)
+			} else {
+				open = append(open, s)
 			}
 		}
 		var idle []*hub
@@ -286,6 +288,9 @@ func (h *Handler) sweep() {
 		}
 		for _, s := range ended {
 			s.end()
+		}
+		for _, s := range open {
+			s.prune(now)
 		}
 		for _, b := range idle {
 			b.close()
@@ -449,7 +454,7 @@ type serverConfig struct {
 
 	maxMessage, helloBytes, maxFrames int
 	maxSubs, maxPublish, maxHeld      int
-	maxLinks, maxOpening, maxErrors   int
+	maxLinks, maxOpening              int
 	rate, burst                       int // frames a second, 0 for any; and at once
 	hello, message, stall, ping, pong time.Duration
 	hold, linger, sendFor             time.Duration
@@ -463,7 +468,7 @@ func serverDefaults() serverConfig {
 		anonymous:  &Grant{Subscribe: func(_, group string) bool { return group == "" }},
 		maxMessage: 2 << 20, helloBytes: 16 << 10, maxFrames: 1024,
 		maxSubs: 128, maxPublish: 1024, maxHeld: 1 << 16,
-		maxLinks: math.MaxInt, maxOpening: 1024, maxErrors: 16,
+		maxLinks: math.MaxInt, maxOpening: 1024,
 		hello: 5 * time.Second, message: 10 * time.Second, stall: 4 * time.Second, ping: 25 * time.Second, pong: 10 * time.Second,
 		hold: 10 * time.Second, linger: 30 * time.Second, sendFor: 10 * time.Second,
 		window: 1 << 16, ringMessages: 1 << 16, ringBytes: 4 << 20,
@@ -484,6 +489,13 @@ func (c *serverConfig) check() error {
 	}
 	return nil
 }
+
+// What a client may do wrong: mistakes weigh more than being refused.
+const (
+	mistake     = 16
+	refusal     = 1
+	mistakeMost = 256
+)
 
 // closeGrace is how long a client may take to answer a close frame.
 const closeGrace = 2 * time.Second

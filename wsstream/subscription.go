@@ -37,9 +37,14 @@ type broadcast struct {
 	last   transport.Position
 	came   []transport.Message
 	final  error
-	owed   int // credit not given back yet
+	unpaid int // messages that came and whose credit was not given back
+	bytes  int // and their size
+	old    int // how many of them, the first, came on earlier links
+	owed   int // messages to be paid for together
 	owedB  int
-	credit int // as the server sees it
+	oldN   int                // how many of those came on earlier links
+	oldB   int                // and their size
+	upto   transport.Position // the last one of owed
 }
 
 func newBroadcast(t *Transport, sid uint64, topic string, o transport.Options) *broadcast {
@@ -63,13 +68,10 @@ func (s *broadcast) request(bool) frame {
 	if s.known {
 		f = frame{From: from(transport.AfterPosition), Pos: s.last}
 	}
-	f.Type, f.Sid, f.Topic, f.Manual = frameSub, s.sid, s.topic, true
-	bytes := 0
-	for i := range s.came {
-		bytes += s.came[i].Size()
-	}
-	s.owed, s.owedB = 0, 0
-	f.Credit, f.Bytes = uint64(max(1, aheadMessages-len(s.came))), uint64(max(1, aheadBytes-bytes))
+	f.Type, f.Sid, f.Topic = frameSub, s.sid, s.topic
+	s.unpaid, s.bytes = s.unpaid-s.owed, s.bytes-s.owedB
+	s.old, s.owed, s.owedB, s.oldN, s.oldB = s.unpaid, 0, 0, 0, 0
+	f.Credit, f.Bytes = uint64(max(1, aheadMessages-s.unpaid)), uint64(max(1, aheadBytes-s.bytes))
 	return f
 }
 
@@ -109,7 +111,10 @@ func (s *broadcast) message(f *frame) error {
 		return fmt.Errorf("the server left out what is between %v and %v in %s", s.last, f.Prev, s.topic)
 	}
 	s.last = f.Pos
-	s.came = append(s.came, f.message())
+	m := f.message()
+	s.came = append(s.came, m)
+	s.unpaid++
+	s.bytes += m.Size()
 	if len(s.came) == 1 {
 		s.Wake()
 	}
@@ -162,18 +167,31 @@ func (s *broadcast) Receive(ctx context.Context, dst []transport.Message) (int, 
 // pay gives credit back for messages that Receive returned, a good deal at a time.
 func (s *broadcast) pay(msgs []transport.Message) {
 	s.mu.Lock()
-	s.owed += len(msgs)
 	for i := range msgs {
-		s.owedB += msgs[i].Size()
+		size := msgs[i].Size()
+		s.owed++
+		s.owedB += size
+		if s.old > 0 {
+			s.old--
+			s.oldN++
+			s.oldB += size
+		}
 	}
-	f := frame{Type: frameFlow, Sid: s.sid, Credit: uint64(s.owed), Bytes: uint64(s.owedB)}
-	due := s.owed >= aheadMessages/4 || s.owedB >= aheadBytes/4
-	if due {
-		s.owed, s.owedB = 0, 0
+	s.upto = msgs[len(msgs)-1].Position
+	var fs []frame
+	if s.owed >= aheadMessages/4 || s.owedB >= aheadBytes/4 {
+		if s.oldN > 0 { // which this link's server did not count
+			fs = append(fs, frame{Type: frameFlow, Sid: s.sid, Credit: uint64(s.oldN), Bytes: uint64(s.oldB)})
+		}
+		if s.owed > s.oldN {
+			fs = append(fs, frame{Type: frameAck, Sid: s.sid, Pos: s.upto})
+		}
+		s.unpaid, s.bytes = s.unpaid-s.owed, s.bytes-s.owedB
+		s.owed, s.owedB, s.oldN, s.oldB = 0, 0, 0, 0
 	}
 	s.mu.Unlock()
-	if due {
-		s.t.send(f)
+	for i := range fs {
+		s.t.send(fs[i])
 	}
 }
 

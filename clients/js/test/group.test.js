@@ -110,7 +110,7 @@ test("extend keeps a delivery that nobody else does, and a lost one says so", as
   await kept.ack();
 });
 
-test("credit comes back for leases that are lost", { todo: "the server keeps the credit of a lease whose loss an extend finds" }, async (t) => {
+test("credit comes back for leases that are lost", async (t) => {
   const server = await serve(t);
   const echo = client(t, server.url);
   const topic = echo.topic("t");
@@ -300,7 +300,7 @@ test("losses of a group are told", async (t) => {
   assert.equal(got.length + gaps.reduce((n, g) => n + g.count, 0), 50);
 });
 
-test("a loss does not stop a member that takes one message at a time", { todo: "the server counts a loss as a message that waits for credit" }, async (t) => {
+test("a loss does not stop a member that takes one message at a time", async (t) => {
   const server = await serve(t, "-keep", "10", "-drop");
   const echo = client(t, server.url);
   const got = [];
