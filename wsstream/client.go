@@ -53,7 +53,6 @@ type Transport struct {
 	order    []*call          // in the order of their rids
 	under    int              // messages that are being published
 	closed   bool
-	final    error // why it never connects again
 }
 
 type clientConfig struct {

@@ -91,7 +91,7 @@ func TestFraming(t *testing.T) {
 		"a byte more":        {func(c *raw) { c.frame(fin|opText, ping+strings.Repeat(" ", 8193-len(ping))) }, closes(1009, 0)},
 		"more in fragments": {func(c *raw) {
 			for range 10 {
-				c.frame(opText&0, strings.Repeat(" ", 1000))
+				c.frame(opContinuation, strings.Repeat(" ", 1000))
 			}
 		}, closes(1002, 0)},
 		"a binary message":           {func(c *raw) { c.frame(fin|opBinary, ping) }, closes(4301)},
