@@ -72,8 +72,9 @@ type clientSub interface {
 	// request is the frame that subscribes, or subscribes again. resumed tells
 	// whether the session goes on.
 	request(resumed bool) frame
-	// answered is called with the answer, and with ended if it is none.
-	answered(f *frame)
+	// answered is called with the answer, and with what ends it. It reports
+	// whether to ask again, as the server is what could not.
+	answered(f *frame) (again bool)
 	// message takes a message or a loss.
 	message(f *frame) error
 	// shut ends it, if the transport is closed or the server ended it.
@@ -319,10 +320,10 @@ func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
 				if f.Rid == 0 && f.Sid == 0 {
 					last = &Error{Code: f.Code, Text: f.Text}
 				} else {
-					t.answer(&f)
+					t.answer(l, &f)
 				}
 			case frameOK, framePubOK, frameSubOK, frameSubEnd:
-				t.answer(&f)
+				t.answer(l, &f)
 			}
 		}
 	}
@@ -470,13 +471,13 @@ func (t *Transport) down(err error) {
 }
 
 // answer gives an answer to who waits for it.
-func (t *Transport) answer(f *frame) {
+func (t *Transport) answer(l *clientLink, f *frame) {
 	if f.Sid != 0 && f.Rid == 0 {
 		t.mu.Lock()
 		s := t.subs[f.Sid]
 		t.mu.Unlock()
-		if s != nil {
-			s.answered(f)
+		if s != nil && s.answered(f) {
+			t.again(l, f.Sid, s)
 		}
 		return
 	}
@@ -507,6 +508,24 @@ func (t *Transport) answer(f *frame) {
 			close(c.done)
 		}
 	}
+}
+
+// again subscribes again on the same link, a while after the server could not
+// serve a subscription that it had opened before.
+func (t *Transport) again(l *clientLink, sid uint64, s clientSub) {
+	t.cfg.logger.Warn("wsstream: the server could not go on with a subscription, subscribing again", "sid", sid)
+	t.work.Go(func() {
+		select {
+		case <-time.After(rand.N(4*t.cfg.first) + t.cfg.first/4):
+		case <-l.done: // and the next link subscribes
+			return
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.link == l && t.subs[sid] == s {
+			l.out.send(s.request(false))
+		}
+	})
 }
 
 // callOf returns the call that a rid belongs to. The caller holds mu.

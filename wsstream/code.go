@@ -50,6 +50,10 @@ func (c Code) String() string {
 	return "code " + strconv.Itoa(int(c))
 }
 
+// temporary reports whether the same request may succeed later: it failed
+// through the server's fault.
+func (c Code) temporary() bool { return c >= 500 }
+
 // Error is a refusal by the other end of a link.
 type Error struct {
 	Code Code

@@ -76,6 +76,9 @@ func (c *conn) fail(error) { c.cut() }
 // the link. It does not wait.
 func (c *conn) close(code websocket.StatusCode, reason string) {
 	c.closing.Do(func() {
+		if why := streamEnds[code]; c.stream && why != 0 {
+			c.out.send(frame{Type: frameErr, Code: why})
+		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.over {
@@ -91,6 +94,10 @@ func (c *conn) close(code websocket.StatusCode, reason string) {
 		})
 	})
 }
+
+// streamEnds says in a frame what streams, which have no close codes, could not
+// know otherwise.
+var streamEnds = map[websocket.StatusCode]Code{closeDrain: CodeShuttingDown, closeRevoked: CodeBadToken}
 
 // spawn runs f in a goroutine that the link's end waits for.
 func (c *conn) spawn(f func()) bool {

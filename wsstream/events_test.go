@@ -150,6 +150,7 @@ func TestEvents(t *testing.T) {
 		next(t, c)
 	}
 	require.NoError(t, h.Close())
+	require.Contains(t, named(t, c, "end").data, `"code":504`)
 	_, ok := <-c
 	require.False(t, ok)
 }

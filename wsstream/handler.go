@@ -335,6 +335,13 @@ func (h *Handler) forget(s *session) {
 	}
 }
 
+// closing reports whether Close was called.
+func (h *Handler) closing() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.closed
+}
+
 // links is how many links are open now.
 func (h *Handler) links() int {
 	h.mu.Lock()

@@ -227,9 +227,12 @@ func (b *hub) end(err error) {
 	tails := b.tails
 	b.tails = nil
 	b.mu.Unlock()
-	if b.h.ctx.Err() != nil || errors.Is(err, transport.ErrClosed) {
+	switch {
+	case b.h.closing():
+		return // and their links tell them so, and to go on elsewhere
+	case errors.Is(err, transport.ErrClosed):
 		err = &Error{Code: CodeShuttingDown}
-	} else {
+	default:
 		b.h.cfg.logger.Error("wsstream: reading a topic failed", "topic", b.topic, "error", err)
 	}
 	for _, t := range tails {

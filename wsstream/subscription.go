@@ -75,7 +75,7 @@ func (s *broadcast) request(bool) frame {
 	return f
 }
 
-func (s *broadcast) answered(f *frame) {
+func (s *broadcast) answered(f *frame) (again bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch f.Type {
@@ -86,8 +86,11 @@ func (s *broadcast) answered(f *frame) {
 			s.Init(f.Pos)
 			close(s.opened)
 		}
-		return
+		return false
 	case frameErr, frameSubEnd:
+		if s.known && f.Code.temporary() {
+			return true
+		}
 		err := fmt.Errorf("wsstream: subscription to %s: %w", s.topic, &Error{Code: f.Code, Text: f.Text})
 		if !s.known {
 			s.known = true
@@ -97,6 +100,7 @@ func (s *broadcast) answered(f *frame) {
 		s.final = err
 	}
 	s.Wake()
+	return false
 }
 
 func (s *broadcast) message(f *frame) error {
@@ -259,7 +263,7 @@ func (s *member) request(resumed bool) frame {
 	return f
 }
 
-func (s *member) answered(f *frame) {
+func (s *member) answered(f *frame) (again bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch f.Type {
@@ -268,7 +272,7 @@ func (s *member) answered(f *frame) {
 		if !s.known {
 			s.known = true
 			close(s.opened)
-			return
+			return false
 		}
 		if !f.Resumed { // nothing is held any more of what was
 			s.gen++
@@ -279,6 +283,9 @@ func (s *member) answered(f *frame) {
 			s.t.later(frame{Type: frameFlow, Sid: s.sid, Credit: uint64(s.asked), Once: true})
 		}
 	case frameErr, frameSubEnd:
+		if s.known && f.Code.temporary() {
+			return true
+		}
 		err := fmt.Errorf("wsstream: subscription of group %s to %s: %w", s.group, s.topic, &Error{Code: f.Code, Text: f.Text})
 		if !s.known {
 			s.known = true
@@ -288,6 +295,7 @@ func (s *member) answered(f *frame) {
 		s.final = err
 	}
 	s.signal()
+	return false
 }
 
 func (s *member) signal() {
