@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"runtime"
@@ -518,9 +519,12 @@ func TestDeliveriesAllocateNothing(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	few, many := allocations(t, 50), allocations(t, 250)
-	per := (many - few) / 200
-	t.Logf("%.1f allocations for a message to 50 links, %.1f to 250: %.3f for a delivery", few, many, per)
+	few, many := math.Inf(1), math.Inf(1)
+	for range 2 { // the least, as what else goes on allocates too
+		few, many = min(few, allocations(t, 50)), min(many, allocations(t, 550))
+	}
+	per := (many - few) / 500
+	t.Logf("%.1f allocations for a message to 50 links, %.1f to 550: %.3f for a delivery", few, many, per)
 	require.Less(t, per, 0.02)
 }
 

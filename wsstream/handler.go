@@ -33,6 +33,7 @@ type Handler struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 	window window
+	turns  turns // of subscriptions that read on their own
 	count  counters
 
 	mu       sync.Mutex // guards the rest
@@ -59,6 +60,7 @@ func NewHandler(t transport.Transport, opts ...HandlerOption) *Handler {
 	h.err = h.cfg.check()
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.window.init(h.cfg.window)
+	h.turns.free = make(chan struct{}, h.cfg.readers)
 	return h
 }
 
@@ -466,6 +468,7 @@ type serverConfig struct {
 	hello, message, stall, ping, pong time.Duration
 	hold, linger, sendFor             time.Duration
 	window, ringMessages, ringBytes   int
+	readers                           int
 	errs                              []error
 }
 
@@ -479,6 +482,7 @@ func serverDefaults() serverConfig {
 		hello: 5 * time.Second, message: 10 * time.Second, stall: 4 * time.Second, ping: 25 * time.Second, pong: 10 * time.Second,
 		hold: 10 * time.Second, linger: 30 * time.Second, sendFor: 10 * time.Second,
 		window: 1 << 16, ringMessages: 1 << 16, ringBytes: 4 << 20,
+		readers: 32,
 	}
 }
 

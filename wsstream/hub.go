@@ -22,7 +22,10 @@ type hub struct {
 	opened chan struct{} // closed when the following are known
 	err    error
 	sub    transport.Subscription
-	at     interface{ Position() transport.Position }
+	at     transport.Positioner
+
+	ends  gathering // of newest
+	fills gathering // of backfill
 
 	mu      sync.Mutex // guards the rest
 	entries []*entry
@@ -30,6 +33,7 @@ type hub struct {
 	bytes   int                // of entries
 	floor   transport.Position // what comes after it, up to head, is in entries
 	head    transport.Position
+	far     transport.Position // what comes after it is too much for entries, or not kept any more
 	tails   []*tail
 	emptied time.Time // when the last tail left
 	over    bool
@@ -73,7 +77,7 @@ func (h *Handler) hub(ctx context.Context, topic string, start transport.Start) 
 		}
 		b = h.hubs[topic]
 		if made = b == nil; made {
-			b = &hub{h: h, topic: topic, opened: make(chan struct{}), first: 1, emptied: time.Now()}
+			b = &hub{h: h, topic: topic, opened: make(chan struct{}), first: 1 << 40, emptied: time.Now()}
 			h.hubs[topic] = b
 		}
 		h.mu.Unlock()
@@ -92,18 +96,26 @@ func (h *Handler) hub(ctx context.Context, topic string, start transport.Start) 
 	}
 }
 
+// subscribe opens a broadcast subscription, whose place is known.
+func (h *Handler) subscribe(ctx context.Context, topic string, start transport.Start) (transport.Subscription, transport.Positioner, error) {
+	sub, err := h.t.Subscribe(ctx, topic, transport.Options{Start: start})
+	if err != nil {
+		return nil, nil, err
+	}
+	at, ok := transport.As[transport.Positioner](sub)
+	if !ok {
+		sub.Close()
+		return nil, nil, fmt.Errorf("broadcast: %w by a transport whose subscriptions are no transport.Positioner", errors.ErrUnsupported)
+	}
+	return sub, at, nil
+}
+
 // open subscribes and begins to read.
 func (b *hub) open(ctx context.Context, start transport.Start) {
-	b.sub, b.err = b.h.t.Subscribe(ctx, b.topic, transport.Options{Start: start})
+	b.sub, b.at, b.err = b.h.subscribe(ctx, b.topic, start)
 	if b.err == nil {
-		if p, ok := transport.As[transport.Positioner](b.sub); ok {
-			b.at = p
-			b.floor = p.Position()
-			b.head = b.floor
-		} else {
-			b.sub.Close()
-			b.err = fmt.Errorf("broadcast: %w by a transport whose subscriptions are no transport.Positioner", errors.ErrUnsupported)
-		}
+		b.floor = b.at.Position()
+		b.head = b.floor
 	}
 	if b.err == nil && !b.h.spawn(b.read) {
 		b.sub.Close()
@@ -179,7 +191,7 @@ func (b *hub) add(es []*entry) {
 		if e.gap && e.msg.Position.Compare(b.head) < 0 { // a log that began anew
 			e.reset = true
 			b.forget(len(b.entries))
-			b.floor = e.msg.Position
+			b.floor, b.far = e.msg.Position, transport.Position{}
 		}
 		b.head = e.msg.Position
 		b.entries = append(b.entries, e)
@@ -217,6 +229,193 @@ func (b *hub) after(p transport.Position) uint64 {
 		return 1
 	})
 	return b.first + uint64(i)
+}
+
+// covers reports whether the hub has everything after p, or will have.
+func (b *hub) covers(ctx context.Context, p transport.Position) (bool, error) {
+	b.mu.Lock()
+	floor, head := b.floor, b.head
+	b.mu.Unlock()
+	if p.Compare(head) > 0 { // another node was faster, or the log began anew
+		end, err := b.newest(ctx)
+		return err == nil && p.Compare(end) <= 0, err
+	}
+	if p.Compare(floor) >= 0 {
+		return true, nil
+	}
+	for range 3 {
+		b.mu.Lock()
+		far := p.Compare(b.far) <= 0
+		b.mu.Unlock()
+		if far {
+			break
+		}
+		_, err := b.fills.join(ctx, b.h, p, b.backfill)
+		if err == nil || !errors.Is(err, errTooFar) {
+			break
+		}
+	}
+	return b.has(p), ctx.Err()
+}
+
+// has reports whether the hub has everything after p now.
+func (b *hub) has(p transport.Position) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return p.Compare(b.floor) >= 0 && p.Compare(b.head) <= 0
+}
+
+// newest asks the transport for the end of the topic, once for all who ask at
+// about the same time.
+func (b *hub) newest(ctx context.Context) (transport.Position, error) {
+	return b.ends.join(ctx, b.h, transport.Position{}, func(ctx context.Context, _ transport.Position) (transport.Position, error) {
+		sub, at, err := b.h.subscribe(ctx, b.topic, transport.Start{From: transport.Newest})
+		if err != nil {
+			return transport.Position{}, err
+		}
+		defer sub.Close()
+		return at.Position(), nil
+	})
+}
+
+// backfill reads what is between p and the floor, if there is room for that,
+// so that clients which come after another node went need not read it one by one.
+func (b *hub) backfill(ctx context.Context, p transport.Position) (transport.Position, error) {
+	select {
+	case <-time.After(gatherFor): // and who else comes meanwhile may want less
+	case <-ctx.Done():
+		return p, ctx.Err()
+	}
+	if b.has(p) {
+		return p, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.h.cfg.sendFor/2)
+	defer cancel()
+	sub, at, err := b.h.subscribe(ctx, b.topic, transport.Start{From: transport.AfterPosition, Position: p})
+	if err != nil {
+		return p, err
+	}
+	defer sub.Close()
+	if at.Position() != p { // a loss, which is told to each as far as it concerns it
+		return p, b.tooFar(p)
+	}
+	b.mu.Lock()
+	room, bytes := b.h.cfg.ringMessages-len(b.entries), b.h.cfg.ringBytes-b.bytes
+	b.mu.Unlock()
+	var es []*entry
+	prev := p
+	dst := make([]transport.Message, 256)
+	for {
+		b.mu.Lock()
+		if prev.Compare(b.floor) >= 0 {
+			defer b.mu.Unlock()
+			k := len(es)
+			for k > 0 && es[k-1].msg.Position.Compare(b.floor) > 0 {
+				k--
+				bytes += es[k].size
+			}
+			b.entries = append(es[:k:k], b.entries...)
+			b.first -= uint64(k)
+			b.bytes += b.h.cfg.ringBytes - b.bytes - bytes
+			b.floor = p
+			return p, nil
+		}
+		b.mu.Unlock()
+		n, err := receiveSome(ctx, sub, dst)
+		if lost, ok := errors.AsType[*transport.LostError](err); ok {
+			return p, b.tooFar(lost.Next)
+		}
+		if err != nil {
+			return p, err
+		}
+		if n == 0 { // what is no message may come before the floor
+			prev = at.Position()
+		}
+		for i := range dst[:n] {
+			e := &entry{msg: dst[i], size: dst[i].Size(), prev: prev}
+			es = append(es, e)
+			prev = e.msg.Position
+			bytes -= e.size
+			room--
+		}
+		if room < 0 || bytes < 0 {
+			return p, b.tooFar(p)
+		}
+	}
+}
+
+var errTooFar = errors.New("too far back")
+
+// tooFar notes that what comes after p is not to be had for all together.
+func (b *hub) tooFar(p transport.Position) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p.Compare(b.far) > 0 {
+		b.far = p
+	}
+	return errTooFar
+}
+
+// gatherFor is how long a hub waits for others before it reads what was before it.
+const gatherFor = 20 * time.Millisecond
+
+// gathering answers a question once for all who ask it at about the same time.
+type gathering struct {
+	mu   sync.Mutex // guards the rest
+	next *question  // for which nobody was asked yet
+	busy bool
+}
+
+type question struct {
+	low  transport.Position // the lowest that somebody came with
+	done chan struct{}      // closed when the following are known
+	at   transport.Position
+	err  error
+}
+
+// join asks, or joins those who wait for it to be asked. No answer is from
+// before the call.
+func (g *gathering) join(ctx context.Context, h *Handler, p transport.Position, ask func(context.Context, transport.Position) (transport.Position, error)) (transport.Position, error) {
+	g.mu.Lock()
+	q := g.next
+	if q == nil {
+		q = &question{low: p, done: make(chan struct{})}
+		g.next = q
+	} else if p.Compare(q.low) < 0 {
+		q.low = p
+	}
+	if !g.busy {
+		g.busy = h.spawn(func() { g.run(h, ask) })
+	}
+	if !g.busy {
+		g.next = nil
+		g.mu.Unlock()
+		return p, transport.ErrClosed
+	}
+	g.mu.Unlock()
+	select {
+	case <-q.done:
+		return q.at, q.err
+	case <-ctx.Done():
+		return p, ctx.Err()
+	}
+}
+
+func (g *gathering) run(h *Handler, ask func(context.Context, transport.Position) (transport.Position, error)) {
+	for {
+		g.mu.Lock()
+		q := g.next
+		if g.next = nil; q == nil {
+			g.busy = false
+			g.mu.Unlock()
+			return
+		}
+		g.mu.Unlock()
+		ctx, cancel := context.WithTimeout(h.ctx, h.cfg.sendFor)
+		q.at, q.err = ask(ctx, q.low)
+		cancel()
+		close(q.done)
+	}
 }
 
 // end tells every subscriber that the transport failed for good.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -18,8 +19,6 @@ type tail struct {
 	hub    *hub
 	sid    uint64
 	queued bool // in the link's queue; that has a lock for it
-
-	cancel context.CancelFunc // of reading on its own, if it ever did
 
 	run []byte // the frame that comes before its messages
 
@@ -44,12 +43,44 @@ type sent struct {
 }
 
 // own is what a subscription reads by itself until it is where the hub's
-// entries begin.
+// entries begin. The tail's lock guards what it read.
 type own struct {
 	entries []*entry
 	bytes   int
 	more    chan struct{} // holds a token when entries were taken
 	caught  bool          // the hub has what comes after entries
+
+	ctx    context.Context // until the tail is closed
+	cancel context.CancelFunc
+
+	// Of the goroutine that reads.
+	sub   transport.Subscription // nil while it makes room for others
+	at    transport.Positioner
+	prev  transport.Position // the last that was read
+	whole bool               // sub has no loss to tell first
+	began bool               // prev is a place to go on from with another
+}
+
+func (h *Handler) newOwn(sub transport.Subscription, at transport.Positioner, prev transport.Position, whole bool) *own {
+	o := &own{more: make(chan struct{}, 1), sub: sub, at: at, prev: prev, whole: whole}
+	o.ctx, o.cancel = context.WithCancel(h.ctx)
+	return o
+}
+
+// close ends o, which may be nil.
+func (o *own) close() {
+	if o != nil {
+		o.cancel()
+		o.rest()
+	}
+}
+
+// rest closes the subscription until it is o's turn again.
+func (o *own) rest() {
+	if o.sub != nil {
+		o.sub.Close()
+		o.sub = nil
+	}
 }
 
 const (
@@ -74,39 +105,27 @@ func (c *conn) openTail(ctx context.Context, f *frame) error {
 			return err
 		}
 		t.hub = b
-		var sub transport.Subscription // from which to read on its own
+		var o *own
 		switch {
 		case made:
 			t.at = b.floor // as the hub began where this one wants to
-		case start.From == transport.AfterPosition && b.covers(start.Position):
-			t.at = start.Position
-		default:
-			if sub, err = c.h.t.Subscribe(ctx, f.Topic, transport.Options{Start: start}); err != nil {
+		case start.From == transport.Newest:
+			if t.at, err = b.newest(ctx); err != nil {
 				return err
 			}
-			at, ok := transport.As[transport.Positioner](sub)
-			if !ok {
-				sub.Close()
-				return errors.ErrUnsupported
-			}
-			t.at = at.Position()
-			if start.From != transport.AfterPosition && b.covers(t.at) || start.From == transport.Newest {
-				sub.Close()
-				sub = nil
+		default:
+			if o, err = t.begin(ctx, start); err != nil {
+				return err
 			}
 		}
 		if !b.join(t) {
-			if sub != nil {
-				sub.Close()
-			}
+			o.close()
 			continue
 		}
-		if sub == nil {
+		if t.own = o; o == nil {
 			b.mu.Lock()
 			t.next = b.after(t.at)
 			b.mu.Unlock()
-		} else {
-			t.own = &own{more: make(chan struct{}, 1)}
 		}
 		at := t.at
 		if !c.started(f.Sid, func() {
@@ -116,28 +135,41 @@ func (c *conn) openTail(ctx context.Context, f *frame) error {
 			c.tails[t.sid] = t
 		}) {
 			b.leave(t)
-			if sub != nil {
-				sub.Close()
-			}
+			o.close()
 			return nil
 		}
 		c.out.send(frame{Type: frameSubOK, Sid: t.sid, Pos: at})
 		t.mu.Lock()
 		t.open = true
 		t.mu.Unlock()
-		if sub != nil {
-			t.readOwn(sub, start.From != transport.AfterPosition || at == start.Position)
+		if o != nil {
+			t.readOwn(o)
 		}
 		c.out.wake(t)
 		return nil
 	}
 }
 
-// covers reports whether the hub has everything after p.
-func (b *hub) covers(p transport.Position) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return p.Compare(b.floor) >= 0 && p.Compare(b.head) <= 0
+// begin finds where a subscription begins, and whether it has to read on its
+// own until it is where the hub's entries begin.
+func (t *tail) begin(ctx context.Context, start transport.Start) (*own, error) {
+	if start.From == transport.AfterPosition {
+		ok, err := t.hub.covers(ctx, start.Position)
+		if t.at = start.Position; ok || err != nil {
+			return nil, err
+		}
+	}
+	sub, at, err := t.c.h.subscribe(ctx, t.hub.topic, start)
+	if err != nil {
+		return nil, err
+	}
+	t.at = at.Position()
+	whole := start.From != transport.AfterPosition || t.at == start.Position
+	if whole && t.hub.has(t.at) {
+		sub.Close()
+		return nil, nil
+	}
+	return t.c.h.newOwn(sub, at, t.at, whole), nil
 }
 
 func (t *tail) queue() *bool { return &t.queued }
@@ -215,8 +247,8 @@ func (t *tail) take(dst []*entry) (n int, behind bool) {
 		// What was dropped it may have had, or not wanted.
 		if t.at.Compare(b.floor) < 0 {
 			if n == 0 {
-				t.own = &own{more: make(chan struct{}, 1)}
-				t.c.spawn(t.readAfter)
+				t.own = t.c.h.newOwn(nil, nil, t.at, false)
+				t.readOwn(t.own)
 			}
 			return n, n == 0
 		}
@@ -281,87 +313,61 @@ func (t *tail) ack(p transport.Position) {
 	}
 }
 
-// readAfter opens a subscription after what was sent, and reads from it.
-func (t *tail) readAfter() {
-	t.mu.Lock()
-	at := t.at
-	t.mu.Unlock()
-	ctx, cancel := context.WithTimeout(t.c.h.ctx, t.c.h.cfg.sendFor)
-	defer cancel()
-	sub, err := t.c.h.t.Subscribe(ctx, t.hub.topic, transport.Options{Start: transport.Start{From: transport.AfterPosition, Position: at}})
-	if err != nil {
-		t.fail(err)
-		return
-	}
-	t.readOwn(sub, false)
-}
-
-// readOwn reads from sub until the hub has what follows. whole tells that sub
-// begins where it was asked to, and has no loss to tell first.
-func (t *tail) readOwn(sub transport.Subscription, whole bool) {
-	ctx, cancel := context.WithCancel(t.c.h.ctx)
-	t.mu.Lock()
-	over := t.over
-	t.cancel = cancel
-	o := t.own
-	t.mu.Unlock()
-	if over || !t.c.spawn(func() {
-		defer cancel()
-		defer sub.Close()
-		if err := t.catchUp(ctx, sub, o, whole); err != nil && ctx.Err() == nil {
-			t.fail(err)
-		}
-	}) {
-		cancel()
-		sub.Close()
-	}
-}
-
-func (t *tail) catchUp(ctx context.Context, sub transport.Subscription, o *own, whole bool) error {
-	at, ok := transport.As[transport.Positioner](sub)
-	if !ok {
-		return errors.ErrUnsupported
-	}
-	acker, _ := transport.As[transport.Acker](sub)
-	dst := make([]transport.Message, 64)
-	prev := at.Position()
-	for {
-		t.mu.Lock()
-		full := len(o.entries) >= 256 || o.bytes >= 256<<10
-		t.mu.Unlock()
-		if full {
-			select {
-			case <-o.more:
-				continue
-			case <-ctx.Done():
-				return ctx.Err()
+// readOwn reads until the hub has what follows.
+func (t *tail) readOwn(o *own) {
+	if !t.c.spawn(func() {
+		defer o.close()
+		for {
+			done, err := t.readTurn(o)
+			if err != nil && o.ctx.Err() == nil {
+				t.fail(err)
+			}
+			if done || err != nil {
+				return
 			}
 		}
-		if whole && t.hub.covers(prev) {
+	}) {
+		o.close()
+	}
+}
+
+// readTurn reads until the hub has what follows, or the client does not take
+// what was read, or others wait for their turn: each that reads costs the
+// transport a reader, so there are not more than so many of a handler.
+func (t *tail) readTurn(o *own) (done bool, err error) {
+	if !t.room(o, never) {
+		return true, nil
+	}
+	end, ok := t.c.h.turns.begin(o.ctx)
+	if !ok {
+		return true, nil
+	}
+	defer end()
+	defer o.rest()
+	if o.sub == nil {
+		ctx, cancel := context.WithTimeout(o.ctx, t.c.h.cfg.sendFor)
+		defer cancel()
+		o.sub, o.at, err = t.c.h.subscribe(ctx, t.hub.topic, transport.Start{From: transport.AfterPosition, Position: o.prev})
+		if err != nil {
+			return false, err
+		}
+		o.whole = o.at.Position() == o.prev
+	}
+	dst := make([]transport.Message, 64)
+	for until := time.Now().Add(turn); ; {
+		if o.whole && t.hub.has(o.prev) {
 			t.mu.Lock()
 			o.caught = true
 			t.mu.Unlock()
 			t.c.out.wake(t)
-			return nil
+			return true, nil
 		}
-		n, err := t.receive(ctx, sub, dst)
-		whole = true
-		var es []*entry
-		if lost, ok := errors.AsType[*transport.LostError](err); ok {
-			prev = at.Position()
-			es = append(es, &entry{gap: true, lost: lost.Count, msg: transport.Message{Position: prev}})
-		} else if err != nil {
-			return err
+		if o.began && time.Now().After(until) && t.c.h.turns.wanted() || !t.room(o, turn/4) {
+			return false, nil
 		}
-		for i := range dst[:n] {
-			if dst[i].Attempt > 1 {
-				continue
-			}
-			es = append(es, &entry{msg: dst[i], size: dst[i].Size(), prev: prev})
-			prev = dst[i].Position
-			if acker != nil {
-				acker.Ack(ctx, []transport.Receipt{dst[i].Receipt()})
-			}
+		es, err := o.read(dst)
+		if err != nil {
+			return false, err
 		}
 		t.mu.Lock()
 		o.entries = append(o.entries, es...)
@@ -373,9 +379,64 @@ func (t *tail) catchUp(ctx context.Context, sub transport.Subscription, o *own, 
 	}
 }
 
-// receive receives, but looks from time to time whether the hub has caught up
-// with where this subscription is: then nothing may come.
-func (t *tail) receive(ctx context.Context, sub transport.Subscription, dst []transport.Message) (int, error) {
+// read reads what comes next. From time to time it returns nothing, as the hub
+// may have caught up with where this subscription is: then nothing may come.
+func (o *own) read(dst []transport.Message) ([]*entry, error) {
+	n, err := receiveSome(o.ctx, o.sub, dst)
+	o.whole = true
+	if lost, ok := errors.AsType[*transport.LostError](err); ok {
+		o.prev, o.began = o.at.Position(), true
+		return []*entry{{gap: true, lost: lost.Count, msg: transport.Message{Position: o.prev}}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if n == 0 { // what is no message may have been passed by
+		o.prev = o.at.Position()
+		return nil, nil
+	}
+	o.began = true
+	es := make([]*entry, 0, n)
+	var rs []transport.Receipt
+	for i := range dst[:n] {
+		if dst[i].Attempt > 1 {
+			continue // it was too late to be acknowledged
+		}
+		es = append(es, &entry{msg: dst[i], size: dst[i].Size(), prev: o.prev})
+		o.prev = dst[i].Position
+		rs = append(rs, dst[i].Receipt())
+	}
+	clear(dst[:n])
+	if a, ok := transport.As[transport.Acker](o.sub); ok {
+		a.Ack(o.ctx, rs) // or they come again, and are passed by
+	}
+	return es, nil
+}
+
+// room waits, for so long, until the client took some of what was read if that
+// is much. It reports whether there is room.
+func (t *tail) room(o *own, within time.Duration) bool {
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	for {
+		t.mu.Lock()
+		full := len(o.entries) >= 256 || o.bytes >= 256<<10
+		t.mu.Unlock()
+		if !full {
+			return o.ctx.Err() == nil
+		}
+		select {
+		case <-o.more:
+		case <-timer.C:
+			return false
+		case <-o.ctx.Done():
+			return false
+		}
+	}
+}
+
+// receiveSome receives, but returns nothing when nothing comes for lookEvery.
+func receiveSome(ctx context.Context, sub transport.Subscription, dst []transport.Message) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookEvery)
 	defer cancel()
 	n, err := sub.Receive(ctx, dst)
@@ -384,6 +445,27 @@ func (t *tail) receive(ctx context.Context, sub transport.Subscription, dst []tr
 	}
 	return n, err
 }
+
+// turns lets so many at a time do something.
+type turns struct {
+	free    chan struct{}
+	waiting atomic.Int64
+}
+
+// begin waits for a turn, and returns what ends it.
+func (t *turns) begin(ctx context.Context) (end func(), ok bool) {
+	t.waiting.Add(1)
+	defer t.waiting.Add(-1)
+	select {
+	case t.free <- struct{}{}:
+		return func() { <-t.free }, true
+	case <-ctx.Done():
+		return nil, false
+	}
+}
+
+// wanted reports whether somebody waits.
+func (t *turns) wanted() bool { return t.waiting.Load() > 0 }
 
 // fail ends the subscription because of the transport.
 func (t *tail) fail(err error) {
@@ -406,15 +488,19 @@ func (t *tail) fail(err error) {
 func (t *tail) close() {
 	t.mu.Lock()
 	t.over = true
-	t.own, t.sent = nil, nil
-	cancel := t.cancel
-	t.mu.Unlock()
-	if cancel != nil {
-		cancel()
+	if t.own != nil {
+		t.own.cancel()
 	}
+	t.own, t.sent = nil, nil
+	t.mu.Unlock()
 	t.hub.leave(t)
 }
 
 // lookEvery is how often a subscription that reads on its own looks whether
 // the hub has caught up.
 const lookEvery = 100 * time.Millisecond
+
+// turn is how long a subscription reads on its own when others wait to.
+const turn = time.Second
+
+const never = math.MaxInt64
