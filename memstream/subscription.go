@@ -164,7 +164,7 @@ func (s *subscription) take(dst []transport.Message) (int, error) {
 	case s.closed, g.topic.closed:
 		return 0, transport.ErrClosed
 	case g.lost > 0 || g.foreign:
-		e := &transport.LostError{Topic: g.topic.name, Group: g.name, Count: g.lost, Next: g.topic.at(g.next)}
+		e := &transport.LostError{Topic: g.topic.name, Group: g.name, Count: g.lost, Next: g.topic.at(g.next - 1)}
 		if g.foreign {
 			e.Count = 0
 		}

@@ -140,6 +140,9 @@ func (s *broadcast) fill(ctx context.Context, n int, d time.Duration) error {
 	}
 	if err == nil {
 		s.pause = backoff{}
+		if len(s.spare) == 0 { // what came, if anything did, was no message
+			s.Reach(s.cursor)
+		}
 		return nil
 	}
 	if s.t.ctx.Err() != nil {

@@ -43,7 +43,7 @@ type LostError struct {
 	Topic string
 	Group string   // empty for a broadcast
 	Count uint64   // messages lost since the last LostError; 0 when nobody knows how many
-	Next  Position // where the subscription goes on
+	Next  Position // the place after which the subscription goes on, as for AfterPosition
 }
 
 func (e *LostError) Error() string {
@@ -55,7 +55,7 @@ func (e *LostError) Error() string {
 	if e.Count > 0 {
 		count = strconv.FormatUint(e.Count, 10)
 	}
-	return fmt.Sprintf("%s of topic %s lost %s messages before position %v", who, e.Topic, count, e.Next)
+	return fmt.Sprintf("%s of topic %s lost %s messages up to position %v", who, e.Topic, count, e.Next)
 }
 
 // Has reports whether r is among the lost.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"runtime/debug"
 	"time"
 )
 
@@ -23,7 +24,8 @@ var ErrNoToken = errors.New("no token")
 
 // Grant is what a client may do. A nil function allows nothing. The functions
 // are called for each subscription and again when it is resumed, and for each
-// publish; they must be quick, and safe for concurrent use.
+// publish; they must be quick, and safe for concurrent use. One that panics
+// allows nothing.
 type Grant struct {
 	// Subject is who the client is: what Kick goes by, and whose sessions it may
 	// resume. Empty for anonymous clients.
@@ -47,11 +49,13 @@ func Everything(subject string) *Grant {
 	}
 }
 
-func (g *Grant) maySubscribe(topic, group string) bool {
+func (g *Grant) maySubscribe(topic, group string) (may bool) {
+	defer func() { may = may && recover() == nil }()
 	return g != nil && g.Subscribe != nil && g.Subscribe(topic, group)
 }
 
-func (g *Grant) mayPublish(topic string) bool {
+func (g *Grant) mayPublish(topic string) (may bool) {
+	defer func() { may = may && recover() == nil }()
 	return g != nil && g.Publish != nil && g.Publish(topic)
 }
 
@@ -66,10 +70,19 @@ func (g *Grant) ttl(now time.Time) uint64 {
 }
 
 // authorize asks who a client is.
-func (h *Handler) authorize(ctx context.Context, r *http.Request, token string) (*Grant, Code) {
+func (h *Handler) authorize(ctx context.Context, r *http.Request, token string) (g *Grant, code Code) {
 	if h.cfg.authorize == nil {
+		if h.cfg.anonymous == nil {
+			return nil, CodeNoToken
+		}
 		return h.cfg.anonymous, 0
 	}
+	defer func() {
+		if p := recover(); p != nil { // here it would end the process, and not just a request
+			h.cfg.logger.Error("wsstream: the Authorizer panicked", "panic", p, "stack", string(debug.Stack()))
+			g, code = nil, CodeInternal
+		}
+	}()
 	g, err := h.cfg.authorize(ctx, r, token)
 	switch {
 	case errors.Is(err, ErrNoToken):

@@ -174,7 +174,7 @@ func (d *field) read(r *reader, f *frame) error {
 		if n == 0 {
 			break
 		}
-		h := make(map[string]string, n)
+		h := make(map[string]string, min(n, 16)) // one name may come often
 		for range n {
 			k := string(r.bytes())
 			h[k] = string(r.bytes())

@@ -1,13 +1,17 @@
 package wsstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net/http"
+	neturl "net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,8 +55,11 @@ type Transport struct {
 	left     []uint64         // subscriptions that ended while there was no link
 	calls    map[uint64]*call // by their first rid
 	order    []*call          // in the order of their rids
-	under    int              // messages that are being published
+	under    load             // of messages that are being published
 	closed   bool
+
+	telling sync.Mutex // guards states
+	states  []State    // to be told; the first one is being told
 }
 
 type clientConfig struct {
@@ -72,25 +79,36 @@ type clientSub interface {
 	// request is the frame that subscribes, or subscribes again. resumed tells
 	// whether the session goes on.
 	request(resumed bool) frame
-	// answered is called with the answer, and with what ends it. It reports
-	// whether to ask again, as the server is what could not.
-	answered(f *frame) (again bool)
+	// answered is called with the answer, and with what ends it.
+	answered(f *frame) verdict
 	// message takes a message or a loss.
 	message(f *frame) error
 	// shut ends it, if the transport is closed or the server ended it.
 	shut(err error)
 }
 
-// call is a request that waits for its answer.
+// verdict is what follows from an answer to a subscription.
+type verdict uint8
+
+const (
+	goOn     verdict = iota
+	askAgain         // the server is what could not
+	over             // it has ended for good
+)
+
+// call is a request that waits for its answer: a publish, which is sent again
+// on the next link; one about deliveries, which is if their session goes on; or
+// another, which ends with the link.
 type call struct {
-	rid    uint64
-	count  int // rids, for publishes
-	frames []frame
-	// keep tells whether to send it again on the next link, if it is not nil.
-	// Otherwise, and if not, the call ends with the link.
-	keep    func(resumed bool) bool
-	publish bool
-	done    chan struct{}
+	rid       uint64
+	count     int // rids, for publishes
+	frames    []frame
+	bytes     int  // of publishes
+	publish   bool // else of
+	of        *member
+	gen       uint64 // of the member's deliveries
+	abandoned bool   // nobody waits for the answer
+	done      chan struct{}
 
 	// Known when done is closed.
 	got  int // answers so far
@@ -98,7 +116,7 @@ type call struct {
 	gone []uint64
 	ttl  uint64
 	err  error // of the first that failed
-	bad  int   // how many answers came before it
+	more bool  // what came after that may have been stored
 }
 
 // clientLink is a connection.
@@ -116,7 +134,7 @@ func Dial(ctx context.Context, url string, opts ...DialOption) (*Transport, erro
 	for _, o := range opts {
 		o.dial(&cfg)
 	}
-	if err := errors.Join(cfg.errs...); err != nil {
+	if err := errors.Join(append(cfg.errs, checkURL(url))...); err != nil {
 		return nil, fmt.Errorf("wsstream: %w", err)
 	}
 	t := &Transport{url: url, cfg: cfg, up: make(chan struct{}), change: make(chan struct{}), subs: make(map[uint64]clientSub), calls: make(map[uint64]*call)}
@@ -148,6 +166,18 @@ func Dial(ctx context.Context, url string, opts ...DialOption) (*Transport, erro
 	}
 }
 
+// checkURL says what is wrong with a server's URL, without what may be secret in it.
+func checkURL(s string) error {
+	u, err := neturl.Parse(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("the server's URL %s is none", redacted(s))
+	case u.Host == "", !slices.Contains([]string{"ws", "wss", "http", "https"}, u.Scheme):
+		return fmt.Errorf("the server's URL %s is not ws://host… or wss://host…", redacted(s))
+	}
+	return nil
+}
+
 // permanent reports whether connecting again is of no use.
 func permanent(err error) bool {
 	var e *Error
@@ -172,7 +202,7 @@ func (t *Transport) run(failed chan<- error) {
 			return
 		}
 		t.down(err)
-		t.cfg.state(State{Err: err})
+		t.tell(State{Err: err})
 		t.cfg.logger.Warn("wsstream: the link is down, connecting again", "error", err)
 		select {
 		case failed <- err:
@@ -182,9 +212,13 @@ func (t *Transport) run(failed chan<- error) {
 			wait = t.cfg.first
 		}
 		pause := rand.N(wait) + time.Millisecond
-		if d, ok := errors.AsType[*drained](err); ok {
-			pause, wait = rand.N(d.within+time.Millisecond), t.cfg.first
-		} else {
+		switch s := websocket.CloseStatus(err); {
+		case s == closeDrain, errors.Is(err, errDrained):
+			pause, wait = rand.N(t.cfg.first)+time.Millisecond, t.cfg.first
+		case s >= 4300 && s < 4400, s == websocket.StatusMessageTooBig:
+			t.forgo(err)
+			pause = t.cfg.last/2 + rand.N(t.cfg.last/2+1)
+		default:
 			wait = min(2*wait, t.cfg.last)
 		}
 		select {
@@ -195,10 +229,24 @@ func (t *Transport) run(failed chan<- error) {
 	}
 }
 
-// drained says that the server asked to go elsewhere.
-type drained struct{ within time.Duration }
+var errDrained = errors.New("the server is going away")
 
-func (d *drained) Error() string { return "the server is going away" }
+// drainMost bounds how long a client stays with a server that is going away.
+const drainMost = 5 * time.Minute
+
+// forgo gives up what was asked of a server that does not bear it: sent again,
+// it would end the next link too. What the session held is nobody's then.
+func (t *Transport) forgo(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.session = ""
+	for _, c := range slices.Clone(t.order) {
+		if c.publish && c.err == nil {
+			c.err, c.more = fmt.Errorf("the server closed the link: %w", err), true
+		}
+		t.lose(c)
+	}
+}
 
 // once opens a link and reads from it until it ends.
 func (t *Transport) once() error {
@@ -271,11 +319,17 @@ func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
 		}
 	}()
 	var last error // what the server said before it closed
+	var leave *time.Timer
+	defer func() {
+		if leave != nil {
+			leave.Stop()
+		}
+	}()
 	for {
 		_, r, err := l.ws.Reader(context.Background())
 		if err != nil {
 			if last != nil {
-				return last
+				return errors.Join(last, err)
 			}
 			return err
 		}
@@ -301,7 +355,9 @@ func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
 				}
 				welcomed()
 				watch = watchFor(l, max(duration(f.Ping), time.Second)/3)
-				t.opened(l, &f)
+				if !t.opened(l, &f) {
+					return transport.ErrClosed
+				}
 			case frameRun:
 				t.mu.Lock()
 				sub = t.subs[f.Sid]
@@ -315,7 +371,10 @@ func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
 			case framePing:
 				l.out.send(frame{Type: framePong, N: f.N})
 			case frameDrain:
-				last = &drained{duration(f.Within)}
+				last = errDrained
+				if leave == nil {
+					leave = time.AfterFunc(rand.N(min(duration(f.Within), drainMost)+1), func() { l.ws.CloseNow() })
+				}
 			case frameErr:
 				if f.Rid == 0 && f.Sid == 0 {
 					last = &Error{Code: f.Code, Text: f.Text}
@@ -370,15 +429,17 @@ func (s *silence) stop() {
 }
 
 // opened takes a link into use, and brings the server up to date: first the
-// subscriptions, then what was not answered, in order.
-func (t *Transport) opened(l *clientLink, f *frame) {
+// subscriptions, then what was not answered, in order. What concerns a group
+// waits for its subscription. It reports false if the transport was closed.
+func (t *Transport) opened(l *clientLink, f *frame) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return
+		return false
 	}
 	t.session, t.welcome = f.Session, *f
 	t.link = l
+	l.out.limit(int(min(cmp.Or(f.MaxMessage, math.MaxInt32), math.MaxInt32)), int(min(cmp.Or(f.MaxFrames, math.MaxInt32), math.MaxInt32)), clientMost)
 	for _, sid := range t.left {
 		l.out.send(frame{Type: frameUnsub, Sid: sid})
 	}
@@ -388,32 +449,63 @@ func (t *Transport) opened(l *clientLink, f *frame) {
 			l.out.send(s.request(f.Resumed))
 		}
 	}
-	var order []*call
-	for _, c := range t.order {
-		if c.keep == nil || !c.keep(f.Resumed) {
-			c.lose()
-			delete(t.calls, c.rid)
-			continue
+	for _, c := range slices.Clone(t.order) {
+		switch {
+		case c.publish && !c.abandoned:
+			c.resend(l)
+		case c.of == nil || c.abandoned || !f.Resumed || c.gen != c.of.generation():
+			t.lose(c)
 		}
-		order = append(order, c)
-		for i := range c.frames {
-			c.frames[i].Again = true
-		}
-		l.out.send(c.frames[c.got:]...)
 	}
-	t.order = order
 	close(t.up)
-	t.work.Go(func() {
-		t.cfg.state(State{Up: true, Resumed: f.Resumed})
-		if t.cfg.token != nil && f.TTL > 0 {
-			t.refresh(l, f.TTL)
+	t.tell(State{Up: true, Resumed: f.Resumed})
+	if t.cfg.token != nil && f.TTL > 0 {
+		t.work.Go(func() { t.refresh(l, f.TTL) })
+	}
+	return true
+}
+
+// resend sends what was not answered of a call again.
+func (c *call) resend(l *clientLink) {
+	for i := range c.frames {
+		c.frames[i].Again = true
+	}
+	l.out.send(c.frames[c.got:]...)
+}
+
+// tell tells of a state, one after another.
+func (t *Transport) tell(s State) {
+	t.telling.Lock()
+	defer t.telling.Unlock()
+	if t.states = append(t.states, s); len(t.states) == 1 {
+		go t.tellAll() // not of work: it may call Close
+	}
+}
+
+func (t *Transport) tellAll() {
+	for {
+		t.telling.Lock()
+		s := t.states[0]
+		t.telling.Unlock()
+		t.cfg.state(s)
+		t.telling.Lock()
+		t.states = t.states[1:]
+		done := len(t.states) == 0
+		t.telling.Unlock()
+		if done {
+			return
 		}
-	})
+	}
+}
+
+// afresh is when to get a fresh token, for one that is good for ttl milliseconds.
+func afresh(ttl uint64) time.Duration {
+	return min(max(duration(ttl)/4*3, time.Second), 24*time.Hour)
 }
 
 // refresh sends fresh tokens on a link before the old ones expire.
 func (t *Transport) refresh(l *clientLink, ttl uint64) {
-	for pause := duration(ttl) * 3 / 4; ; {
+	for pause := afresh(ttl); ; {
 		select {
 		case <-time.After(pause):
 		case <-l.done:
@@ -447,16 +539,18 @@ func (t *Transport) refresh(l *clientLink, ttl uint64) {
 		case c.ttl == 0:
 			return
 		default:
-			pause = duration(c.ttl) * 3 / 4
+			pause = afresh(c.ttl)
 		}
 	}
 }
 
-// lose answers a call for deliveries that nobody holds any more.
-func (c *call) lose() {
+// lose ends a call without an answer: what it names, nobody holds any more. The
+// caller holds mu.
+func (t *Transport) lose(c *call) {
 	for i := range c.frames {
 		c.gone = append(c.gone, c.frames[i].Ns...)
 	}
+	t.forget(c)
 	close(c.done)
 }
 
@@ -476,8 +570,8 @@ func (t *Transport) answer(l *clientLink, f *frame) {
 		t.mu.Lock()
 		s := t.subs[f.Sid]
 		t.mu.Unlock()
-		if s != nil && s.answered(f) {
-			t.again(l, f.Sid, s)
+		if s != nil {
+			t.answeredSub(l, f.Sid, s, s.answered(f))
 		}
 		return
 	}
@@ -490,15 +584,17 @@ func (t *Transport) answer(l *clientLink, f *frame) {
 			return
 		}
 		k := min(n, c.count-c.got)
-		if f.Type == frameErr {
-			if c.err == nil {
-				c.err, c.bad = &Error{Code: f.Code, Text: f.Text}, c.got
-			}
-		} else if c.err == nil && f.Type == framePubOK {
-			c.at = append(c.at, f.At[:min(k, len(f.At))]...)
-			f.At = f.At[min(k, len(f.At)):]
-		} else if f.Type == frameOK {
+		switch {
+		case f.Type == frameOK:
 			c.gone, c.ttl = f.Ns, f.TTL
+		case c.err != nil:
+			c.more = c.more || f.Type == framePubOK || f.Code == CodeUnknown
+		case f.Type == frameErr:
+			c.err = &Error{Code: f.Code, Text: f.Text}
+		default:
+			at := f.At[:min(k, len(f.At))]
+			f.At = f.At[len(at):]
+			c.at = append(append(c.at, at...), make([]transport.Position, k-len(at))...)
 		}
 		c.got += k
 		f.Rid += uint64(k)
@@ -510,9 +606,28 @@ func (t *Transport) answer(l *clientLink, f *frame) {
 	}
 }
 
-// again subscribes again on the same link, a while after the server could not
-// serve a subscription that it had opened before.
-func (t *Transport) again(l *clientLink, sid uint64, s clientSub) {
+// answeredSub sees to what follows from an answer to a subscription.
+func (t *Transport) answeredSub(l *clientLink, sid uint64, s clientSub, v verdict) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if v == over && t.subs[sid] == s {
+		delete(t.subs, sid)
+	}
+	if m, ok := s.(*member); ok && v != askAgain {
+		for _, c := range slices.Clone(t.order) {
+			switch {
+			case c.of != m:
+			case v == goOn && c.gen == m.generation():
+				c.resend(l)
+			default:
+				t.lose(c)
+			}
+		}
+		t.changed()
+	}
+	if v != askAgain {
+		return
+	}
 	t.cfg.logger.Warn("wsstream: the server could not go on with a subscription, subscribing again", "sid", sid)
 	t.work.Go(func() {
 		select {
@@ -556,8 +671,13 @@ func (t *Transport) forget(c *call) {
 		}
 	}
 	if c.publish {
-		t.under -= c.count
+		t.under.add(-c.count, -c.bytes)
 	}
+	t.changed()
+}
+
+// changed makes who waits look again. The caller holds mu.
+func (t *Transport) changed() {
 	close(t.change)
 	t.change = make(chan struct{})
 }
@@ -610,31 +730,58 @@ func (t *Transport) Send(ctx context.Context, topic string, msgs []transport.Mes
 	if err := transport.CheckName("topic", topic); err != nil {
 		return 0, notPublished(err)
 	}
+	good := len(msgs)
+	var bad error
+	for i := range msgs {
+		if bad = t.check(&msgs[i]); bad != nil {
+			good = i
+			break
+		}
+	}
 	n := 0
-	for n < len(msgs) || len(msgs) == 0 {
-		k, err := t.sendSome(ctx, topic, msgs[n:])
+	for n < good || len(msgs) == 0 {
+		k, err := t.sendSome(ctx, topic, msgs[n:good])
 		if n += k; err != nil || len(msgs) == 0 {
 			return n, err
 		}
 	}
-	return n, nil
+	return n, bad
 }
 
 func notPublished(err error) error { return fmt.Errorf("%w: %w", transport.ErrNotPublished, err) }
 
-// sendSome sends as many messages as the server allows at a time.
+// check says why a message cannot be sent, whatever the server.
+func (t *Transport) check(m *transport.Message) error {
+	switch {
+	case len(m.ID) > idMost:
+		return notPublished(fmt.Errorf("%w: an ID of %d bytes; it may have %d", transport.ErrTooLarge, len(m.ID), idMost))
+	case len(m.Header) > headersMost:
+		return notPublished(fmt.Errorf("%w: a header of %d names; it may have %d", transport.ErrTooLarge, len(m.Header), headersMost))
+	case !m.Time.IsZero() && (m.Time.Before(earliest) || m.Time.After(latest)):
+		return notPublished(fmt.Errorf("message %s has the time %v, which cannot be sent", m.ID, m.Time))
+	}
+	return nil
+}
+
+// What a client has under way at most, in bytes: publishes, and all that waits
+// to be written.
+const (
+	underMost  = 4 << 20
+	clientMost = 64 << 20
+)
+
+// sendSome sends as many messages as the server takes at a time.
 func (t *Transport) sendSome(ctx context.Context, topic string, msgs []transport.Message) (int, error) {
-	c := &call{publish: true, keep: func(bool) bool { return true }}
+	c := &call{publish: true}
 	err := t.await(ctx, func() bool {
-		most := int(max(t.welcome.MaxPublish, 1))
-		size := 0
-		k := 0
+		most := int(min(max(t.welcome.MaxPublish, 1), math.MaxInt32))
+		k, size := 0, 0
 		for k < len(msgs) && k < most && (k == 0 || size+msgs[k].Size() <= 8*batchBytes) {
 			size += msgs[k].Size()
 			k++
 		}
-		c.count = k
-		return t.under == 0 || t.under+k <= most
+		c.count, c.bytes = k, size
+		return t.under.messages == 0 || t.under.messages+k <= most && t.under.bytes+size <= underMost
 	})
 	if err != nil {
 		return 0, notPublished(err)
@@ -642,10 +789,6 @@ func (t *Transport) sendSome(ctx context.Context, topic string, msgs []transport
 	if len(msgs) == 0 {
 		t.mu.Unlock()
 		return 0, nil
-	}
-	if limit := t.welcome.MaxMessage; limit > 0 && uint64(msgs[0].Size())+1024 > limit {
-		t.mu.Unlock()
-		return 0, notPublished(fmt.Errorf("%w: message %s has %d bytes, the server takes %d with what is around it", transport.ErrTooLarge, msgs[0].ID, msgs[0].Size(), limit))
 	}
 	within := uint64(0)
 	if d, ok := ctx.Deadline(); ok {
@@ -659,31 +802,61 @@ func (t *Transport) sendSome(ctx context.Context, topic string, msgs []transport
 		if c.frames[i].Time.IsZero() { // the same one if it is sent again
 			c.frames[i].Time = time.Now().UTC()
 		}
+		if n := t.tooLarge(&c.frames[i]); n > 0 {
+			err = notPublished(fmt.Errorf("%w: message %s takes %d bytes, the server takes %d", transport.ErrTooLarge, msgs[i].ID, n, t.welcome.MaxMessage))
+			if c.count = i; i == 0 {
+				t.mu.Unlock()
+				return 0, err
+			}
+			break
+		}
 	}
-	t.under += c.count
+	c.frames = c.frames[:c.count]
+	c.bytes = 0
+	for i := range c.frames {
+		c.bytes += msgs[i].Size()
+	}
+	t.under.add(c.count, c.bytes)
 	t.add(c)
 	t.mu.Unlock()
 	select {
 	case <-c.done:
 	case <-ctx.Done():
-		t.mu.Lock()
-		t.forget(c)
-		t.mu.Unlock()
-		select {
-		case <-c.done:
-		default:
-			return t.partly(c, msgs, context.Cause(ctx))
-		}
+		return t.partly(c, msgs, context.Cause(ctx))
 	case <-t.ctx.Done():
 		return t.partly(c, msgs, transport.ErrClosed)
 	}
-	return c.result(msgs)
+	n, e := c.result(msgs)
+	return n, cmp.Or(e, err)
 }
 
-// partly is the result of a call that is given up.
+// tooLarge returns the size of a frame, if that is more than the server takes.
+// The caller holds mu.
+func (t *Transport) tooLarge(f *frame) int {
+	limit := t.welcome.MaxMessage
+	m := f.message()
+	if limit == 0 || uint64(6*(m.Size()+len(m.ID)+len(f.Topic))+1024) <= limit { // whatever is escaped
+		return 0
+	}
+	again := *f
+	again.Again, again.Rid = true, math.MaxUint64
+	if n := len(t.link.out.codec.append(nil, &again)); uint64(n) > limit {
+		return n
+	}
+	return 0
+}
+
+// partly is the result of a call that is given up. The server may still be at
+// it, so it counts among those under way.
 func (t *Transport) partly(c *call, msgs []transport.Message, why error) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	select {
+	case <-c.done:
+		return c.result(msgs)
+	default:
+	}
+	c.abandoned = true
 	for i, p := range c.at {
 		msgs[i].Position = p
 	}
@@ -698,17 +871,19 @@ func (c *call) result(msgs []transport.Message) (int, error) {
 	if c.err == nil {
 		return len(c.at), nil
 	}
-	var e *Error
-	if errors.As(c.err, &e); e.Code == CodeUnknown {
+	if e, ok := errors.AsType[*Error](c.err); ok && e.Code == CodeUnknown {
 		return len(c.at), c.err
+	}
+	if c.more {
+		return len(c.at), fmt.Errorf("%w: %w", transport.ErrPublishUnknown, c.err)
 	}
 	return len(c.at), notPublished(c.err)
 }
 
 // do sends a request about deliveries and waits for the answer.
 func (t *Transport) do(ctx context.Context, m *member, gen uint64, f frame) (gone []uint64, err error) {
-	c := &call{count: 1, frames: []frame{f}, keep: func(resumed bool) bool { return resumed && gen == m.generation() }}
-	if err := t.await(ctx, func() bool { return true }); err != nil {
+	c := &call{count: 1, frames: []frame{f}, of: m, gen: gen}
+	if err := t.await(ctx, m.settles); err != nil {
 		return nil, err
 	}
 	if gen != m.generation() {
@@ -812,6 +987,15 @@ func (t *Transport) send(f frame) {
 	t.mu.Unlock()
 	if l != nil {
 		l.out.send(f)
+	}
+}
+
+// spawn runs f in a goroutine that Close waits for, unless the transport is closed.
+func (t *Transport) spawn(f func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.closed {
+		t.work.Go(f)
 	}
 }
 

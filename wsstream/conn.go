@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,7 @@ type conn struct {
 	h      *Handler
 	codec  codec
 	out    *outlet
+	left   chan struct{}                      // closed when it is to end: nothing is done for it any more
 	done   chan struct{}                      // closed when nothing is read any more
 	cut    func()                             // ends it without a word
 	part   func(websocket.StatusCode, string) // ends it with a code; it may take closeGrace
@@ -29,25 +31,39 @@ type conn struct {
 
 	token   string        // offered beside the hello
 	request *http.Request // that opened the link
+	place   netip.Prefix  // where from, if that is counted
 
-	heard atomic.Int64 // when the last message came, in Unix nanoseconds
-	began atomic.Int64 // when the one that is coming began; 0 when none is
+	// Set before others know of it.
+	session *session
+	subject string
+	counted bool // among the links of its subject; the handler's lock guards it
+
+	heard atomic.Int64 // when something last came, in Unix nanoseconds
+	began atomic.Int64 // when the message began that is coming; 0 when none is
+	away  atomic.Bool  // nothing is read for now, as enough came
 	frees time.Time    // when the frames so far are paid for, under a rate; of serve
+	bye   bool         // the client said so; of serve
 
 	closing sync.Once
+	leave   sync.Once
 	work    sync.WaitGroup // goroutines of this link
 
 	mu      sync.Mutex // guards the rest
-	grant   *Grant
-	session *session
+	grant   *Grant     // serve alone writes it
 	tails   map[uint64]*tail
-	opening map[uint64]bool // subscriptions under way; false if given up meanwhile
+	opening map[uint64]*pending // subscriptions under way, by number
 	pubs    publishing
 	errors  int // as they weigh
 	forgave time.Time
-	pinged  bool
-	bye     bool
+	pinged  time.Time
 	over    bool
+}
+
+// pending is a subscription under way, and what credit it has meanwhile. The
+// link's lock guards it.
+type pending struct {
+	credit, bytes int
+	once          bool
 }
 
 func newConn(h *Handler, ws *websocket.Conn, l *link, c codec) *conn {
@@ -58,33 +74,43 @@ func newConn(h *Handler, ws *websocket.Conn, l *link, c codec) *conn {
 	s := &conn{h: h, ws: ws, link: l, cut: func() { l.Conn.Close() }}
 	s.part = func(code websocket.StatusCode, reason string) { ws.Close(code, reason) }
 	s.init(c, func(b []byte) error { return l.writeMessage(b, opcode) })
+	l.heard = &s.heard
 	return s
 }
 
 func (c *conn) init(form codec, write func([]byte) error) {
 	c.codec = form
-	c.done = make(chan struct{})
+	c.left, c.done = make(chan struct{}), make(chan struct{})
 	c.heard.Store(time.Now().UnixNano())
 	c.out = newOutlet(form, write, c.fail)
 	c.pubs.c = c
 }
 
-// fail gives the link up without a word.
-func (c *conn) fail(error) { c.cut() }
+// leaving reports whether it is to end.
+func (c *conn) leaving() bool {
+	select {
+	case <-c.left:
+		return true
+	default:
+		return false
+	}
+}
 
-// close says good-bye with a code, after what waits to be written, and ends
-// the link. It does not wait.
+// fail gives the link up without a word.
+func (c *conn) fail(error) {
+	c.leave.Do(func() { close(c.left) })
+	c.cut()
+}
+
+// close stops to do anything for the client, says good-bye with a code after
+// the frames that wait to be written, and ends the link. It does not wait.
 func (c *conn) close(code websocket.StatusCode, reason string) {
 	c.closing.Do(func() {
 		if why := streamEnds[code]; c.stream && why != 0 {
 			c.out.send(frame{Type: frameErr, Code: why})
 		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.over {
-			return
-		}
-		c.work.Go(func() {
+		c.leave.Do(func() { close(c.left) })
+		c.spawn(func() {
 			t := time.AfterFunc(c.h.cfg.stall+closeGrace, c.cut)
 			defer t.Stop()
 			c.out.drain()
@@ -135,6 +161,7 @@ func (c *conn) serve() {
 		case binary != (typ == websocket.MessageBinary):
 			c.close(closeBadProtocol, "text and binary messages are mixed up")
 			return
+		case c.leaving() || c.bye:
 		case !hello:
 			hello = true
 			if !c.hello(buf.Bytes()) {
@@ -166,6 +193,7 @@ func (c *conn) hello(batch []byte) bool {
 		token = f.Token
 	}
 	c.token = ""
+	kicks := c.h.kicked()
 	ctx, cancel := context.WithTimeout(c.h.ctx, c.h.cfg.hello)
 	g, code := c.h.authorize(ctx, c.request, token)
 	cancel()
@@ -174,20 +202,23 @@ func (c *conn) hello(batch []byte) bool {
 		return false
 	}
 	session := c.h.resume(f.Session, g.Subject)
-	resumed := session != nil && session.attach(c)
+	var old *conn
+	resumed := false
+	if session != nil {
+		old, resumed = session.attach(c)
+	}
 	if !resumed {
-		session = c.h.newSession(g.Subject)
-		session.attach(c)
+		session = c.h.newSession(g.Subject, c)
 	}
 	c.mu.Lock()
-	c.grant, c.session = g, session
+	c.grant, c.session, c.subject = g, session, g.Subject
 	c.mu.Unlock()
+	if code, status := c.h.opened(c, kicks, old); status != 0 {
+		c.reject(code, "", status)
+		return false
+	}
 	if resumed {
 		c.h.count.resumed.Add(1)
-	}
-	if !c.h.opened(c) {
-		c.close(closeDrain, "going away")
-		return false
 	}
 	c.link.SetReadDeadline(time.Time{})
 	cfg := &c.h.cfg
@@ -209,10 +240,7 @@ func (c *conn) reject(code Code, text string, status websocket.StatusCode) {
 
 // batch sees to a message of frames, and reports whether the link goes on.
 func (c *conn) batch(batch []byte) bool {
-	c.mu.Lock()
-	g := c.grant
-	c.mu.Unlock()
-	if g.expired(time.Now()) {
+	if c.grant.expired(time.Now()) {
 		c.reject(CodeExpired, "", closeExpired)
 		return false
 	}
@@ -220,29 +248,33 @@ func (c *conn) batch(batch []byte) bool {
 	var f frame
 	n := 0
 	defer func() { c.slow(n) }()
-	for ; len(batch) > 0; n++ {
-		if n >= c.h.cfg.maxFrames {
+	for ; len(batch) > 0 && !c.bye; n++ {
+		rest, err := c.codec.next(batch, &f)
+		batch = rest
+		if err == nil && f.Type == framePub && n < c.h.cfg.maxFrames {
+			pubs = append(pubs, c.publish(&f))
+			continue
+		}
+		if !c.pubs.add(pubs) {
+			return false
+		}
+		pubs = nil
+		switch {
+		case n >= c.h.cfg.maxFrames:
 			c.reject(CodeTooMany, "too many frames in a message", closeFlood)
 			return false
-		}
-		rest, err := c.codec.next(batch, &f)
-		if errors.Is(err, errFraming) {
+		case errors.Is(err, errFraming):
 			c.reject(CodeBadFrame, err.Error(), closeBadProtocol)
 			return false
-		}
-		batch = rest
-		switch {
 		case err != nil:
 			if !c.refuse(&f, CodeBadFrame, err.Error()) {
 				return false
 			}
-		case f.Type == framePub:
-			pubs = append(pubs, c.publish(&f, g))
 		case !c.handle(&f):
 			return false
 		}
 	}
-	return len(pubs) == 0 || c.pubs.add(pubs)
+	return c.pubs.add(pubs)
 }
 
 // slow waits until n more frames may have come.
@@ -252,18 +284,31 @@ func (c *conn) slow(n int) {
 		return
 	}
 	each := time.Second / time.Duration(cfg.rate)
+	burst := time.Duration(min(float64(cfg.burst)*float64(each), float64(time.Hour)))
 	now := time.Now()
 	if c.frees.Before(now) {
 		c.frees = now
 	}
 	c.frees = c.frees.Add(time.Duration(n) * each)
-	if wait := c.frees.Sub(now) - time.Duration(cfg.burst)*each; wait > 0 {
+	if wait := c.frees.Sub(now) - burst; wait > 0 {
+		defer c.stay()()
 		t := time.NewTimer(wait)
 		defer t.Stop()
 		select {
 		case <-t.C:
+		case <-c.left:
 		case <-c.h.ctx.Done():
 		}
+	}
+}
+
+// stay notes that nothing is read until what it returns is called: that the
+// client is not heard says nothing of it meanwhile.
+func (c *conn) stay() func() {
+	c.away.Store(true)
+	return func() {
+		c.heard.Store(time.Now().UnixNano())
+		c.away.Store(false)
 	}
 }
 
@@ -276,10 +321,7 @@ func (c *conn) refuse(f *frame, code Code, text string) bool {
 	if code == CodeBadFrame {
 		weight, status = mistake, closeFlood
 	}
-	c.mu.Lock()
-	c.errors += weight
-	flood := c.errors > mistakeMost
-	c.mu.Unlock()
+	flood := c.blame(weight)
 	if flood {
 		c.reject(CodeTooMany, "too many errors", status)
 	}
@@ -287,6 +329,15 @@ func (c *conn) refuse(f *frame, code Code, text string) bool {
 		c.close(websocket.StatusNormalClosure, "")
 	}
 	return !flood
+}
+
+// blame weighs what a client does wrong, or could do too often, and reports
+// whether it is too much.
+func (c *conn) blame(weight int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.errors += weight
+	return c.errors > mistakeMost
 }
 
 // handle sees to a frame and reports whether the link goes on.
@@ -303,11 +354,7 @@ func (c *conn) handle(f *frame) bool {
 	case frameUnsub:
 		c.unsubscribe(f)
 	case frameFlow:
-		if t := c.tail(f.Sid); t != nil {
-			t.flow(f)
-		} else if g := c.group(f.Sid); g != nil {
-			g.flow(f)
-		}
+		c.flow(f)
 	case frameAck:
 		if t := c.tail(f.Sid); t != nil {
 			t.ack(f.Pos)
@@ -323,13 +370,12 @@ func (c *conn) handle(f *frame) bool {
 	case frameExtend:
 		return c.settle(f, extend)
 	case frameBye:
-		c.mu.Lock()
 		c.bye = true
-		session := c.session
-		c.mu.Unlock()
-		c.h.forget(session)
-		c.close(websocket.StatusNormalClosure, "")
-		return false
+		c.session.retire(c)
+		c.spawn(func() {
+			c.pubs.wait()
+			c.close(websocket.StatusNormalClosure, "")
+		})
 	default:
 		return c.refuse(f, CodeBadFrame, "a client sends no "+f.Type.String())
 	}
@@ -345,20 +391,22 @@ func (c *conn) ok(f *frame) {
 
 // auth takes a fresh token.
 func (c *conn) auth(f *frame) bool {
+	if c.blame(refusal) {
+		c.reject(CodeTooMany, "too many tokens", closeOverloaded)
+		return false
+	}
 	ctx, cancel := context.WithTimeout(c.h.ctx, c.h.cfg.hello)
 	defer cancel()
 	g, code := c.h.authorize(ctx, c.request, f.Token)
 	if g == nil {
 		return c.refuse(f, code, "")
 	}
-	c.mu.Lock()
-	if g.Subject != c.grant.Subject {
-		c.mu.Unlock()
+	if g.Subject != c.subject {
 		c.reject(CodeBadToken, "the token is somebody else's", closeRevoked)
 		return false
 	}
+	c.mu.Lock()
 	c.grant = g
-	session := c.session
 	tails := make([]*tail, 0, len(c.tails))
 	for _, t := range c.tails {
 		tails = append(tails, t)
@@ -370,20 +418,14 @@ func (c *conn) auth(f *frame) bool {
 			c.out.send(frame{Type: frameSubEnd, Sid: t.sid, Code: CodeForbidden})
 		}
 	}
-	for _, s := range session.all() {
+	for _, s := range c.session.all() {
 		if !g.maySubscribe(s.topic, s.name) {
-			session.drop(s.sid)
+			c.session.drop(c, s.sid)
 			c.out.send(frame{Type: frameSubEnd, Sid: s.sid, Code: CodeForbidden})
 		}
 	}
 	c.out.send(frame{Type: frameOK, Rid: f.Rid, TTL: g.ttl(time.Now())})
 	return true
-}
-
-func (c *conn) subject() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.grant.Subject
 }
 
 func (c *conn) tail(sid uint64) *tail {
@@ -392,85 +434,138 @@ func (c *conn) tail(sid uint64) *tail {
 	return c.tails[sid]
 }
 
-func (c *conn) group(sid uint64) *groupSub {
+// flow gives credit to a subscription, which may be under way.
+func (c *conn) flow(f *frame) {
 	c.mu.Lock()
-	s := c.session
+	if p := c.opening[f.Sid]; p != nil {
+		if p.once = f.Once; f.Once {
+			p.credit, p.bytes = int(min(f.Credit, creditMost)), bytesMost
+		} else {
+			p.credit = min(p.credit+int(min(f.Credit, creditMost)), creditMost)
+			p.bytes = min(p.bytes+int(min(f.Bytes, bytesMost)), bytesMost)
+		}
+		c.mu.Unlock()
+		return
+	}
+	t := c.tails[f.Sid]
 	c.mu.Unlock()
-	return s.group(sid)
+	if t != nil {
+		t.flow(f)
+	} else if g := c.session.groupOf(c, f.Sid); g != nil {
+		g.flow(f)
+	}
 }
 
 // subscribe opens a subscription, in a goroutine of its own as that may take
 // its time.
 func (c *conn) subscribe(f *frame) bool {
-	if f.Sid == 0 {
-		return c.refuse(f, CodeBadFrame, "sid is missing")
-	}
-	if err := transport.CheckName("topic", f.Topic); err != nil {
-		return c.refuse(f, CodeBadFrame, err.Error())
-	}
-	if f.Group != "" {
-		if err := transport.CheckName("group", f.Group); err != nil {
-			return c.refuse(f, CodeBadFrame, err.Error())
-		}
+	if code, text := checkSub(f); code != 0 {
+		return c.refuse(f, code, text)
 	}
 	c.mu.Lock()
-	g, session := c.grant, c.session
 	_, tail := c.tails[f.Sid]
-	_, opening := c.opening[f.Sid]
 	n := len(c.tails) + len(c.opening)
+	opening := c.opening[f.Sid] != nil
 	c.mu.Unlock()
-	held := session.group(f.Sid)
-	n += len(session.all())
+	held := c.session.groupOf(c, f.Sid)
+	n += len(c.session.all())
 	switch {
 	case tail || opening || held != nil && !f.Resumed:
 		return c.refuse(f, CodeBadFrame, fmt.Sprintf("there is a subscription %d", f.Sid))
 	case n >= c.h.cfg.maxSubs && held == nil:
 		return c.refuse(f, CodeSubLimit, "")
-	case !g.maySubscribe(f.Topic, f.Group):
+	case !c.grant.maySubscribe(f.Topic, f.Group):
 		if held != nil {
-			session.drop(f.Sid)
+			c.session.drop(c, f.Sid)
 		}
 		return c.refuse(f, CodeForbidden, "")
 	}
-	if held != nil && held.resume(c, f) {
+	if held != nil && c.session.resume(c, f) {
 		return true
 	}
+	p := &pending{credit: int(min(f.Credit, creditMost)), bytes: int(min(f.Bytes, bytesMost))}
 	c.mu.Lock()
 	if c.opening == nil {
-		c.opening = make(map[uint64]bool)
+		c.opening = make(map[uint64]*pending)
 	}
-	c.opening[f.Sid] = true
+	c.opening[f.Sid] = p
 	c.mu.Unlock()
 	req := *f
 	return c.spawn(func() {
 		ctx, cancel := context.WithTimeout(c.h.ctx, c.h.cfg.sendFor)
 		defer cancel()
-		var err error
-		if req.Group == "" {
-			err = c.openTail(ctx, &req)
-		} else {
-			err = c.openGroup(ctx, &req)
+		open := c.openTail
+		if req.Group != "" {
+			open = c.openGroup
 		}
-		if err != nil {
+		if err := open(ctx, p, &req); err != nil && !errors.Is(err, errUnwanted) {
 			c.mu.Lock()
-			delete(c.opening, req.Sid)
+			if c.opening[req.Sid] == p {
+				delete(c.opening, req.Sid)
+			}
 			c.mu.Unlock()
 			c.refuse(&req, subCode(err), subText(err))
 		}
 	})
 }
 
-// started takes a subscription out of those being opened, and reports whether
-// it is still wanted. add is called with the lock held.
-func (c *conn) started(sid uint64, add func()) bool {
+// checkSub says what is wrong with a request to subscribe, if anything is.
+func checkSub(f *frame) (Code, string) {
+	if f.Sid == 0 {
+		return CodeBadFrame, "sid is missing"
+	}
+	if err := transport.CheckName("topic", f.Topic); err != nil {
+		return CodeBadFrame, err.Error()
+	}
+	if f.Group != "" {
+		if err := transport.CheckName("group", f.Group); err != nil {
+			return CodeBadFrame, err.Error()
+		}
+	}
+	switch start := transport.From(f.From); {
+	case start > transport.AfterPosition:
+		return CodeBadStart, fmt.Sprintf("there is no start %d", start)
+	case start == transport.AfterID && f.ID == "":
+		return CodeBadStart, "id is missing"
+	case start == transport.AtTime && f.Time.IsZero():
+		return CodeBadStart, "time is missing"
+	}
+	return 0, ""
+}
+
+var errUnwanted = errors.New("not wanted any more")
+
+// started takes a subscription that is open now out of those under way: add
+// puts it where it is known, with the link's lock held. An error says that the
+// client may not have it, or does not want it any more.
+func (c *conn) started(p *pending, f *frame, add func() bool) error {
+	for {
+		c.mu.Lock()
+		g := c.grant
+		c.mu.Unlock()
+		if !g.maySubscribe(f.Topic, f.Group) { // it was taken meanwhile
+			return &Error{Code: CodeForbidden}
+		}
+		if again, err := c.startedUnder(g, p, f.Sid, add); !again {
+			return err
+		}
+	}
+}
+
+func (c *conn) startedUnder(g *Grant, p *pending, sid uint64, add func() bool) (again bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	wanted := c.opening[sid] && !c.over
-	delete(c.opening, sid)
-	if wanted {
-		add()
+	if c.grant != g {
+		return true, nil
 	}
-	return wanted
+	if c.over || c.opening[sid] != p {
+		return false, errUnwanted
+	}
+	delete(c.opening, sid)
+	if !add() {
+		return false, errUnwanted
+	}
+	return false, nil
 }
 
 // subCode says why a subscription was not opened.
@@ -498,22 +593,22 @@ func subText(err error) string {
 // unsubscribe ends a subscription.
 func (c *conn) unsubscribe(f *frame) {
 	c.mu.Lock()
-	if _, ok := c.opening[f.Sid]; ok {
-		c.opening[f.Sid] = false
-	}
-	session := c.session
+	delete(c.opening, f.Sid)
 	c.mu.Unlock()
 	if c.dropTail(f.Sid) {
 		c.ok(f)
 		return
 	}
 	rid := frame{Rid: f.Rid}
-	if g := session.take(f.Sid); g == nil || !c.spawn(func() {
+	g := c.session.take(c, f.Sid)
+	if g == nil {
+		c.ok(f)
+		return
+	}
+	c.h.behind(func() {
 		g.close()
 		c.ok(&rid)
-	}) {
-		c.ok(f)
-	}
+	})
 }
 
 func (c *conn) dropTail(sid uint64) bool {
@@ -542,17 +637,18 @@ func (c *conn) sweep(now time.Time) {
 		c.errors = max(0, c.errors-mistake)
 	}
 	expired := c.grant.expired(now)
-	ping := silent > cfg.ping && !c.pinged
-	c.pinged = silent > cfg.ping
-	if c.stream && ping { // nothing will answer
-		c.heard.Store(now.UnixNano())
-		c.pinged = false
+	ping := silent > cfg.ping && now.Sub(c.pinged) > cfg.ping
+	if ping {
+		c.pinged = now
 	}
 	c.mu.Unlock()
+	if c.stream && ping { // nothing will answer
+		c.heard.Store(now.UnixNano())
+	}
 	switch {
 	case expired:
 		c.reject(CodeExpired, "", closeExpired)
-	case silent > cfg.ping+cfg.pong:
+	case silent > cfg.ping+cfg.pong && !c.stream && !c.away.Load():
 		c.close(closeSilent, "nothing was heard")
 	case ping:
 		c.out.send(frame{Type: framePing, N: uint64(now.UnixMilli())})
@@ -563,25 +659,26 @@ func (c *conn) sweep(now time.Time) {
 func (c *conn) end() {
 	c.mu.Lock()
 	c.over = true
-	tails, session, bye := c.tails, c.session, c.bye
+	tails := c.tails
 	c.tails = nil
 	c.mu.Unlock()
+	c.leave.Do(func() { close(c.left) })
 	close(c.done)
 	for _, t := range tails {
 		t.close()
 	}
-	if session == nil {
-		c.h.leave(nil)
-	} else {
-		c.h.leave(c)
+	if s := c.session; s != nil && s.detach(c) {
+		c.h.forget(s)
+		c.h.behind(s.end)
 	}
 	c.work.Wait()
 	c.out.close()
 	if c.ws != nil {
 		c.ws.CloseNow()
 	}
-	if session != nil && session.detach(c, bye) {
-		c.h.forget(session)
-		session.end()
+	if c.session == nil {
+		c.h.leave(c.place)
+	} else {
+		c.h.gone(c)
 	}
 }

@@ -49,16 +49,16 @@ func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	if !h.enter() {
-		w.Header().Set("Retry-After", "5")
-		http.Error(w, "no more links now", http.StatusServiceUnavailable)
+	place, ok := h.enter(w, r)
+	if !ok {
 		return
 	}
+	kicks := h.kicked()
 	ctx, cancel := context.WithTimeout(r.Context(), h.cfg.hello)
 	g, code := h.authorize(ctx, r, h.tokenOf(r))
 	cancel()
 	if g == nil || !g.maySubscribe(f.Topic, "") {
-		h.leave(nil)
+		h.leave(place)
 		h.count.refused.Add(1)
 		status := http.StatusUnauthorized
 		if g != nil {
@@ -67,7 +67,7 @@ func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, code.String(), status)
 		return
 	}
-	c := &conn{h: h, stream: true, grant: g}
+	c := &conn{h: h, stream: true, grant: g, subject: g.Subject, place: place}
 	c.session = &session{h: h, subject: g.Subject, groups: map[uint64]*groupSub{}}
 	ended, end := context.WithCancel(r.Context())
 	defer end()
@@ -93,17 +93,18 @@ func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no") // or nginx keeps events back
-	h.mu.Lock()
-	if h.closed {
-		h.opening--
-		h.mu.Unlock()
+	if !h.begin() {
+		h.leave(place)
 		http.Error(w, "going away", http.StatusServiceUnavailable)
 		return
 	}
-	h.work.Add(1)
-	h.mu.Unlock()
 	defer h.work.Done()
-	h.opened(c)
+	if code, status := h.opened(c, kicks, nil); status != 0 {
+		h.gone(c)
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, code.String(), http.StatusServiceUnavailable)
+		return
+	}
 	defer c.out.stop() // nothing may be written when this call has returned
 	defer c.end()
 	if !c.subscribe(f) {

@@ -3,6 +3,7 @@ package wsstream
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/echobus/echo/transport"
@@ -274,9 +275,22 @@ func (f *frame) message() transport.Message {
 	}
 }
 
-// frameOf returns a frame that says what m is.
+// earliest and latest are the times that both forms can say.
+var earliest, latest = time.Unix(0, math.MinInt64).UTC(), time.Unix(0, math.MaxInt64).UTC()
+
+// frameOf returns a frame that says what m is. A time that cannot be said is
+// the nearest one that can.
 func frameOf(t frameType, m *transport.Message) frame {
-	return frame{Type: t, ID: m.ID, Key: m.Key, Time: m.Time, Media: m.Type, Header: m.Header, Data: m.Data,
+	at := m.Time.UTC()
+	switch {
+	case m.Time.IsZero():
+		at = m.Time
+	case at.Before(earliest):
+		at = earliest
+	case at.After(latest):
+		at = latest
+	}
+	return frame{Type: t, ID: m.ID, Key: m.Key, Time: at, Media: m.Type, Header: m.Header, Data: m.Data,
 		Attempt: uint64(m.Attempt), Pos: m.Position}
 }
 
@@ -285,7 +299,11 @@ func milliseconds(d time.Duration) uint64 {
 	if d <= 0 {
 		return 0
 	}
-	return uint64((d + time.Millisecond - 1) / time.Millisecond)
+	n := uint64(d / time.Millisecond)
+	if d%time.Millisecond > 0 {
+		n++
+	}
+	return n
 }
 
 // duration is the time that ms milliseconds are, a century at most.

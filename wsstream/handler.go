@@ -12,6 +12,7 @@ import (
 	mrand "math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -34,6 +35,7 @@ type Handler struct {
 	work   sync.WaitGroup
 	window window
 	turns  turns // of subscriptions that read on their own
+	looks  turns // for messages that are sent again
 	count  counters
 
 	mu       sync.Mutex // guards the rest
@@ -41,6 +43,9 @@ type Handler struct {
 	opening  int // upgraded, before their hello
 	sessions map[string]*session
 	hubs     map[string]*hub
+	places   tally[netip.Prefix] // of links, those included that are opening
+	subjects tally[string]       // of links
+	kicks    int
 	draining bool
 	closed   bool
 	sweeping bool
@@ -58,9 +63,11 @@ func NewHandler(t transport.Transport, opts ...HandlerOption) *Handler {
 		o.handler(&h.cfg)
 	}
 	h.err = h.cfg.check()
+	h.places.most, h.subjects.most = h.cfg.maxPlace, h.cfg.maxSubject
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.window.init(h.cfg.window)
 	h.turns.free = make(chan struct{}, h.cfg.readers)
+	h.looks.free = make(chan struct{}, h.cfg.readers)
 	return h
 }
 
@@ -87,9 +94,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if token == "" && h.cfg.queryToken != "" {
 		token = r.URL.Query().Get(h.cfg.queryToken)
 	}
-	if !h.enter() {
-		w.Header().Set("Retry-After", fmt.Sprint(1+mrand.IntN(10)))
-		http.Error(w, "no more links now", http.StatusServiceUnavailable)
+	place, ok := h.enter(w, r)
+	if !ok {
 		return
 	}
 	hj := &hijacker{ResponseWriter: w, stall: h.cfg.stall}
@@ -99,18 +105,18 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		CompressionMode:    websocket.CompressionDisabled,
 	})
 	if err != nil { // and the response is written
-		h.leave(nil)
+		h.leave(place)
 		return
 	}
 	ws.SetReadLimit(int64(h.cfg.helloBytes))
 	c := newConn(h, ws, hj.link, codecOf(protocol))
-	c.token = token
+	c.token, c.place = token, place
 	c.request = r.Clone(context.WithoutCancel(r.Context()))
 	c.request.Body = nil
 	hj.link.SetReadDeadline(time.Now().Add(h.cfg.hello))
 	if !h.spawn(c.serve) {
 		ws.CloseNow()
-		h.leave(nil)
+		h.leave(place)
 	}
 }
 
@@ -202,11 +208,26 @@ func orElse(s, other string) string {
 	return s
 }
 
-// enter counts a link that has yet to say hello, if there may be one more.
-func (h *Handler) enter() bool {
+// enter counts a link that has yet to say hello, and from where it comes, if
+// there may be one more. If not, it answers the request.
+func (h *Handler) enter(w http.ResponseWriter, r *http.Request) (netip.Prefix, bool) {
+	var place netip.Prefix
+	if h.cfg.maxPlace > 0 {
+		place = address(r, h.cfg.proxies)
+	}
+	if !h.admit(place) {
+		h.count.refused.Add(1)
+		w.Header().Set("Retry-After", fmt.Sprint(1+mrand.IntN(10)))
+		http.Error(w, "no more links now", http.StatusServiceUnavailable)
+		return place, false
+	}
+	return place, true
+}
+
+func (h *Handler) admit(place netip.Prefix) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed || h.draining || len(h.conns)+h.opening >= h.cfg.maxLinks || h.opening >= h.cfg.maxOpening {
+	if h.closed || h.draining || len(h.conns)+h.opening >= h.cfg.maxLinks || h.opening >= h.cfg.maxOpening || !h.places.add(place) {
 		return false
 	}
 	h.opening++
@@ -217,28 +238,49 @@ func (h *Handler) enter() bool {
 	return true
 }
 
-// leave forgets a link, or one that was entered and came to nothing.
-func (h *Handler) leave(c *conn) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if c == nil {
-		h.opening--
-	} else {
-		delete(h.conns, c)
-	}
-}
-
-// opened notes that a link said hello.
-func (h *Handler) opened(c *conn) bool {
+// leave forgets a link that was let in and came to nothing.
+func (h *Handler) leave(place netip.Prefix) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.opening--
-	if h.closed || h.draining {
-		return false
+	h.places.remove(place)
+}
+
+// gone forgets a link that had said hello.
+func (h *Handler) gone(c *conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.conns, c)
+	h.places.remove(c.place)
+	if c.counted {
+		h.subjects.remove(c.subject)
+	}
+}
+
+// opened takes a link into use that said hello, unless there may be no more of
+// its subject, or somebody was kicked since it was asked who the client is.
+// Either way it is no longer one that is opening.
+// old is the link whose session it took.
+func (h *Handler) opened(c *conn, kicks int, old *conn) (Code, websocket.StatusCode) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.opening--
+	switch {
+	case h.closed || h.draining:
+		return CodeShuttingDown, closeDrain
+	case h.kicks != kicks:
+		return CodeOverloaded, closeOverloaded // and is asked again on its next link
+	case c.subject == "":
+	case old != nil && old.counted:
+		old.counted, c.counted = false, true
+	case !h.subjects.add(c.subject):
+		return CodeTooMany, closeOverloaded
+	default:
+		c.counted = true
 	}
 	h.conns[c] = struct{}{}
 	h.count.opened.Add(1)
-	return true
+	return 0, 0
 }
 
 // spawn runs f in a goroutine that Close waits for, unless the handler is closed.
@@ -250,6 +292,23 @@ func (h *Handler) spawn(f func()) bool {
 	}
 	h.work.Go(f)
 	return true
+}
+
+// begin makes Close wait for a Done of work, unless the handler is closed.
+func (h *Handler) begin() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.closed {
+		h.work.Add(1)
+	}
+	return !h.closed
+}
+
+// behind runs f in a goroutine that Close waits for, or here if it is closing.
+func (h *Handler) behind(f func()) {
+	if !h.spawn(f) {
+		f()
+	}
 }
 
 // sweep sees, once a second or more often, to what is due for links, sessions and hubs.
@@ -268,18 +327,13 @@ func (h *Handler) sweep() {
 		for c := range h.conns {
 			conns = append(conns, c)
 		}
-		var ended, open []*session
-		for key, s := range h.sessions {
-			if s.expired(now) {
-				delete(h.sessions, key)
-				ended = append(ended, s)
-			} else {
-				open = append(open, s)
-			}
+		sessions := make([]*session, 0, len(h.sessions))
+		for _, s := range h.sessions {
+			sessions = append(sessions, s)
 		}
 		var idle []*hub
 		for name, b := range h.hubs {
-			if b.idle(now, h.cfg.linger) {
+			if b.idle(now) {
 				delete(h.hubs, name)
 				idle = append(idle, b)
 			}
@@ -288,14 +342,16 @@ func (h *Handler) sweep() {
 		for _, c := range conns {
 			c.sweep(now)
 		}
-		for _, s := range ended {
-			s.end()
-		}
-		for _, s := range open {
-			s.prune(now)
+		for _, s := range sessions {
+			if s.expired(now) {
+				h.forget(s)
+				h.behind(s.end)
+			} else {
+				s.prune(now)
+			}
 		}
 		for _, b := range idle {
-			b.close()
+			h.behind(b.close)
 		}
 	}
 }
@@ -313,9 +369,9 @@ func (h *Handler) resume(secret, subject string) *session {
 	return s
 }
 
-// newSession makes a session with a secret of its own.
-func (h *Handler) newSession(subject string) *session {
-	s := &session{h: h, id: random(), key: random(), subject: subject, groups: make(map[uint64]*groupSub)}
+// newSession makes a session of a link, with a secret of its own.
+func (h *Handler) newSession(subject string, c *conn) *session {
+	s := &session{h: h, id: random(), key: random(), subject: subject, c: c, groups: make(map[uint64]*groupSub)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.sessions[s.id] = s
@@ -351,37 +407,49 @@ func (h *Handler) links() int {
 	return len(h.conns)
 }
 
-// Kick closes the links of clients for which match returns true, and ends
-// their sessions, so that they cannot go on without authenticating again. It
-// returns how many it closed.
-func (h *Handler) Kick(match func(subject string) bool) int {
+// kicked is how often somebody was kicked.
+func (h *Handler) kicked() int {
 	h.mu.Lock()
-	var conns []*conn
-	for c := range h.conns {
-		if match(c.subject()) {
-			conns = append(conns, c)
-		}
-	}
-	var sessions []*session
-	for id, s := range h.sessions {
-		if match(s.subject) {
-			delete(h.sessions, id)
-			sessions = append(sessions, s)
-		}
-	}
-	h.mu.Unlock()
-	for _, c := range conns {
-		c.close(closeRevoked, "revoked")
-	}
-	for _, s := range sessions {
-		s.end()
-	}
-	return len(conns)
+	defer h.mu.Unlock()
+	return h.kicks
 }
 
-// Drain tells every client to go elsewhere at a random moment within window,
-// refuses new ones, and closes those that are still there then. It returns
-// when no link is left or ctx ends. Close is to follow.
+// Kick closes the links of clients for which match returns true, and ends
+// their sessions, so that they cannot go on without authenticating again. It
+// returns how many links it closed. Links that are just being opened are asked
+// to come again.
+func (h *Handler) Kick(match func(subject string) bool) int {
+	h.mu.Lock()
+	h.kicks++
+	conns := make([]*conn, 0, len(h.conns))
+	for c := range h.conns {
+		conns = append(conns, c)
+	}
+	sessions := make([]*session, 0, len(h.sessions))
+	for _, s := range h.sessions {
+		sessions = append(sessions, s)
+	}
+	h.mu.Unlock()
+	n := 0
+	for _, c := range conns {
+		if match(c.subject) {
+			c.close(closeRevoked, "revoked")
+			n++
+		}
+	}
+	for _, s := range sessions {
+		if match(s.subject) {
+			h.forget(s)
+			h.behind(s.end)
+		}
+	}
+	return n
+}
+
+// Drain refuses new clients, and asks all that are here to go elsewhere, each
+// at a random moment within window; links that are still there then it closes.
+// Streams of events, which cannot go by themselves, it closes at random moments.
+// It returns when no link is left or ctx ends. Close is to follow.
 func (h *Handler) Drain(ctx context.Context, window time.Duration) error {
 	h.mu.Lock()
 	h.draining = true
@@ -390,13 +458,17 @@ func (h *Handler) Drain(ctx context.Context, window time.Duration) error {
 		conns = append(conns, c)
 	}
 	h.mu.Unlock()
-	end := time.Now().Add(window)
 	for _, c := range conns {
 		c.out.send(frame{Type: frameDrain, Within: milliseconds(window)})
-		at := time.Duration(mrand.Int64N(max(1, int64(window))))
+		at := window
+		if c.stream {
+			at = time.Duration(mrand.Int64N(max(1, int64(window))))
+		}
 		h.spawn(func() {
+			t := time.NewTimer(at)
+			defer t.Stop()
 			select {
-			case <-time.After(at):
+			case <-t.C:
 			case <-c.done:
 			case <-h.ctx.Done():
 			}
@@ -409,10 +481,7 @@ func (h *Handler) Drain(ctx context.Context, window time.Duration) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case now := <-tick.C:
-			if now.After(end.Add(closeGrace)) {
-				return nil
-			}
+		case <-tick.C:
 		}
 	}
 	return nil
@@ -428,24 +497,26 @@ func (h *Handler) Close() error {
 		return nil
 	}
 	h.closed = true
-	conns := h.conns
-	h.conns = map[*conn]struct{}{}
-	h.mu.Unlock()
-	var closing sync.WaitGroup
-	for c := range conns {
-		closing.Go(func() { c.close(closeDrain, "going away") })
+	conns := make([]*conn, 0, len(h.conns))
+	for c := range h.conns {
+		conns = append(conns, c)
 	}
-	closing.Wait()
+	h.mu.Unlock()
+	for _, c := range conns {
+		c.close(closeDrain, "going away")
+	}
 	h.mu.Lock()
 	sessions, hubs := h.sessions, h.hubs
 	h.sessions, h.hubs = map[string]*session{}, map[string]*hub{}
 	h.mu.Unlock()
+	var closing sync.WaitGroup
 	for _, s := range sessions {
-		s.end()
+		closing.Go(s.end)
 	}
 	for _, b := range hubs {
-		b.close()
+		closing.Go(b.close)
 	}
+	closing.Wait()
 	h.cancel()
 	h.work.Wait()
 	return nil
@@ -464,6 +535,8 @@ type serverConfig struct {
 	maxMessage, helloBytes, maxFrames int
 	maxSubs, maxPublish, maxHeld      int
 	maxLinks, maxOpening              int
+	maxPlace, maxSubject, maxTopics   int
+	proxies                           []netip.Prefix
 	rate, burst                       int // frames a second, 0 for any; and at once
 	hello, message, stall, ping, pong time.Duration
 	hold, linger, sendFor             time.Duration
@@ -478,7 +551,7 @@ func serverDefaults() serverConfig {
 		anonymous:  &Grant{Subscribe: func(_, group string) bool { return group == "" }},
 		maxMessage: 2 << 20, helloBytes: 16 << 10, maxFrames: 1024,
 		maxSubs: 128, maxPublish: 1024, maxHeld: 1 << 16,
-		maxLinks: math.MaxInt, maxOpening: 1024,
+		maxLinks: math.MaxInt, maxOpening: 1024, maxTopics: 4096,
 		hello: 5 * time.Second, message: 10 * time.Second, stall: 4 * time.Second, ping: 25 * time.Second, pong: 10 * time.Second,
 		hold: 10 * time.Second, linger: 30 * time.Second, sendFor: 10 * time.Second,
 		window: 1 << 16, ringMessages: 1 << 16, ringBytes: 4 << 20,

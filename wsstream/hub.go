@@ -23,6 +23,7 @@ type hub struct {
 	err    error
 	sub    transport.Subscription
 	at     transport.Positioner
+	start  transport.Position // where it began
 
 	ends  gathering // of newest
 	fills gathering // of backfill
@@ -76,8 +77,13 @@ func (h *Handler) hub(ctx context.Context, topic string, start transport.Start) 
 			return nil, false, transport.ErrClosed
 		}
 		b = h.hubs[topic]
-		if made = b == nil; made {
-			b = &hub{h: h, topic: topic, opened: make(chan struct{}), first: 1 << 40, emptied: time.Now()}
+		made = b == nil
+		if made && len(h.hubs) >= h.cfg.maxTopics {
+			h.mu.Unlock()
+			return nil, false, &Error{Code: CodeOverloaded}
+		}
+		if made {
+			b = &hub{h: h, topic: topic, opened: make(chan struct{}), first: firstEntry, emptied: time.Now()}
 			h.hubs[topic] = b
 		}
 		h.mu.Unlock()
@@ -98,7 +104,7 @@ func (h *Handler) hub(ctx context.Context, topic string, start transport.Start) 
 
 // subscribe opens a broadcast subscription, whose place is known.
 func (h *Handler) subscribe(ctx context.Context, topic string, start transport.Start) (transport.Subscription, transport.Positioner, error) {
-	sub, err := h.t.Subscribe(ctx, topic, transport.Options{Start: start})
+	sub, err := h.t.Subscribe(ctx, topic, transport.Options{Start: start, MaxPendingBytes: h.cfg.ringBytes})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -110,12 +116,16 @@ func (h *Handler) subscribe(ctx context.Context, topic string, start transport.S
 	return sub, at, nil
 }
 
+// firstEntry is the number of the first entry that a hub reads; what it reads
+// back has lower ones.
+const firstEntry = 1 << 40
+
 // open subscribes and begins to read.
 func (b *hub) open(ctx context.Context, start transport.Start) {
 	b.sub, b.at, b.err = b.h.subscribe(ctx, b.topic, start)
 	if b.err == nil {
-		b.floor = b.at.Position()
-		b.head = b.floor
+		b.start = b.at.Position()
+		b.floor, b.head = b.start, b.start
 	}
 	if b.err == nil && !b.h.spawn(b.read) {
 		b.sub.Close()
@@ -144,7 +154,7 @@ func (b *hub) read() {
 	for {
 		n, err := b.sub.Receive(b.h.ctx, dst)
 		if lost, ok := errors.AsType[*transport.LostError](err); ok {
-			b.add([]*entry{b.loss(lost)})
+			b.add([]*entry{lossEntry(lost)})
 			continue
 		}
 		if err != nil {
@@ -161,25 +171,38 @@ func (b *hub) read() {
 				return
 			}
 		}
-		es := make([]*entry, 0, n)
-		block := make([]entry, n)
-		for i := range dst[:n] {
-			if dst[i].Attempt > 1 {
-				continue // it was too late to be acknowledged, and is there already
-			}
-			e := &block[i]
-			e.msg, e.size = dst[i], dst[i].Size()
-			es = append(es, e)
-		}
+		b.add(newEntries(dst[:n]))
 		clear(dst[:n])
-		b.add(es)
 	}
 }
 
-// loss is the entry for a loss that the transport told.
-func (b *hub) loss(lost *transport.LostError) *entry {
-	at := b.at.Position()
-	return &entry{gap: true, lost: lost.Count, msg: transport.Message{Position: at}}
+// newEntries makes entries of messages.
+func newEntries(msgs []transport.Message) []*entry {
+	const small = 1 << 10 // those are made together; each keeps the others in memory
+	es := make([]*entry, 0, len(msgs))
+	var block []entry
+	for i := range msgs {
+		m := &msgs[i]
+		if m.Attempt > 1 {
+			continue // it was too late to be acknowledged, and is there already
+		}
+		size := m.Size()
+		if size > small {
+			es = append(es, &entry{msg: *m, size: size})
+			continue
+		}
+		if len(block) == 0 {
+			block = make([]entry, min(len(msgs)-i, 64))
+		}
+		block[0].msg, block[0].size = *m, size
+		es, block = append(es, &block[0]), block[1:]
+	}
+	return es
+}
+
+// lossEntry is the entry for a loss that the transport told.
+func lossEntry(lost *transport.LostError) *entry {
+	return &entry{gap: true, lost: lost.Count, msg: transport.Message{Position: lost.Next}}
 }
 
 // add appends entries, and wakes who waits for them.
@@ -192,6 +215,9 @@ func (b *hub) add(es []*entry) {
 			e.reset = true
 			b.forget(len(b.entries))
 			b.floor, b.far = e.msg.Position, transport.Position{}
+			for _, t := range b.tails {
+				t.anew = b.first
+			}
 		}
 		b.head = e.msg.Position
 		b.entries = append(b.entries, e)
@@ -228,8 +254,15 @@ func (b *hub) after(p transport.Position) uint64 {
 		}
 		return 1
 	})
+	for i > 0 && b.entries[i-1].msg.Position == p && b.entries[i-1].here() {
+		i--
+	}
 	return b.first + uint64(i)
 }
+
+// here reports whether e is a loss right after its position: who is there has
+// yet to be told.
+func (e *entry) here() bool { return e.gap && e.prev == e.msg.Position }
 
 // covers reports whether the hub has everything after p, or will have.
 func (b *hub) covers(ctx context.Context, p transport.Position) (bool, error) {
@@ -300,48 +333,69 @@ func (b *hub) backfill(ctx context.Context, p transport.Position) (transport.Pos
 		return p, b.tooFar(p)
 	}
 	b.mu.Lock()
-	room, bytes := b.h.cfg.ringMessages-len(b.entries), b.h.cfg.ringBytes-b.bytes
+	room := load{b.h.cfg.ringMessages - len(b.entries), b.h.cfg.ringBytes - b.bytes}
 	b.mu.Unlock()
-	var es []*entry
-	prev := p
+	r := reading{sub: sub, at: at, prev: p, upto: p}
 	dst := make([]transport.Message, 256)
+	var es []*entry
 	for {
-		b.mu.Lock()
-		if prev.Compare(b.floor) >= 0 {
-			defer b.mu.Unlock()
-			k := len(es)
-			for k > 0 && es[k-1].msg.Position.Compare(b.floor) > 0 {
-				k--
-				bytes += es[k].size
-			}
-			b.entries = append(es[:k:k], b.entries...)
-			b.first -= uint64(k)
-			b.bytes += b.h.cfg.ringBytes - b.bytes - bytes
-			b.floor = p
+		if b.prepend(p, r.upto, es) {
 			return p, nil
 		}
-		b.mu.Unlock()
-		n, err := receiveSome(ctx, sub, dst)
-		if lost, ok := errors.AsType[*transport.LostError](err); ok {
-			return p, b.tooFar(lost.Next)
-		}
+		more, err := r.read(ctx, dst)
 		if err != nil {
 			return p, err
 		}
-		if n == 0 { // what is no message may come before the floor
-			prev = at.Position()
+		for _, e := range more {
+			if e.gap {
+				return p, b.tooFar(e.msg.Position)
+			}
+			room.add(-1, -e.size)
 		}
-		for i := range dst[:n] {
-			e := &entry{msg: dst[i], size: dst[i].Size(), prev: prev}
-			es = append(es, e)
-			prev = e.msg.Position
-			bytes -= e.size
-			room--
-		}
-		if room < 0 || bytes < 0 {
+		if es = append(es, more...); room.messages < 0 || room.bytes < 0 {
 			return p, b.tooFar(p)
 		}
 	}
+}
+
+// prepend puts what was read from p up to upto before the entries, if it
+// reaches them.
+func (b *hub) prepend(p, upto transport.Position, es []*entry) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if upto.Compare(b.floor) < 0 {
+		return false
+	}
+	k := len(es)
+	for k > 0 && es[k-1].msg.Position.Compare(b.floor) > 0 {
+		k--
+	}
+	for _, e := range es[:k] {
+		b.bytes += e.size
+	}
+	// What comes next follows what was read: between the two is no message.
+	last := p
+	if k > 0 {
+		last = es[k-1].msg.Position
+	}
+	if len(b.entries) == 0 {
+		b.head = last
+	} else if e := b.entries[0]; e.prev.Compare(last) > 0 {
+		b.entries[0] = &entry{msg: e.msg, prev: last, size: e.size, gap: e.gap, lost: e.lost, reset: e.reset}
+	}
+	b.entries = append(es[:k:k], b.entries...)
+	b.first -= uint64(k)
+	b.floor = p
+	return true
+}
+
+// reached reports whether the hub has everything after upto, for somebody who
+// has everything up to it, of which prev is the last message.
+func (b *hub) reached(prev, upto transport.Position) bool {
+	if prev == upto || b.has(prev) {
+		return b.has(prev)
+	}
+	return b.has(upto) && b.prepend(prev, upto, nil)
 }
 
 var errTooFar = errors.New("too far back")
@@ -439,10 +493,14 @@ func (b *hub) end(err error) {
 	}
 }
 
-// idle reports whether nobody has been there for linger.
-func (b *hub) idle(now time.Time, linger time.Duration) bool {
+// idle reports whether nobody has been there for some time, and ends the hub then.
+func (b *hub) idle(now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	linger := b.h.cfg.linger
+	if len(b.entries) == 0 { // and nobody would find anything
+		linger = min(linger, time.Second)
+	}
 	select {
 	case <-b.opened:
 	default:
@@ -469,6 +527,7 @@ func (b *hub) join(t *tail) bool {
 	if b.over {
 		return false
 	}
+	t.index = len(b.tails)
 	b.tails = append(b.tails, t)
 	return true
 }
@@ -476,8 +535,12 @@ func (b *hub) join(t *tail) bool {
 func (b *hub) leave(t *tail) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if i := slices.Index(b.tails, t); i >= 0 {
-		b.tails = slices.Delete(b.tails, i, i+1)
+	last := len(b.tails) - 1
+	if i := t.index; i <= last && b.tails[i] == t {
+		b.tails[i] = b.tails[last]
+		b.tails[i].index = i
+		b.tails[last] = nil
+		b.tails = b.tails[:last]
 		b.emptied = time.Now()
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,6 +25,7 @@ type link struct {
 	net.Conn
 	left  []byte // read with the request and not yet by the library
 	stall time.Duration
+	heard *atomic.Int64 // when something was read, in Unix nanoseconds; set before that
 
 	mu       sync.Mutex // held while a frame is written
 	deadline time.Time  // of writing, as last set
@@ -62,7 +64,11 @@ func (l *link) Read(p []byte) (int, error) {
 		}
 		return n, nil
 	}
-	return l.Conn.Read(p)
+	n, err := l.Conn.Read(p)
+	if n > 0 && l.heard != nil {
+		l.heard.Store(time.Now().UnixNano())
+	}
+	return n, err
 }
 
 // Write writes a control frame of the library, which is always given whole.
@@ -104,11 +110,15 @@ func (l *link) writeMessage(b []byte, opcode byte) error {
 	if l.ended {
 		return errClosed
 	}
-	if err := l.hurry(); err != nil {
-		return err
-	}
-	if _, err := l.Conn.Write(b[from:]); err != nil {
-		return fmt.Errorf("writing: %w", err)
+	for rest := b[from:]; len(rest) > 0; { // a large one takes its time, as long as it is read
+		n := min(len(rest), batchBytes+headroom)
+		if err := l.hurry(); err != nil {
+			return err
+		}
+		if _, err := l.Conn.Write(rest[:n]); err != nil {
+			return fmt.Errorf("writing: %w", err)
+		}
+		rest = rest[n:]
 	}
 	return nil
 }

@@ -1,9 +1,11 @@
 package wsstream
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"time"
 )
 
@@ -29,8 +31,15 @@ func (f dialOption) dial(c *clientConfig) { f(c) }
 
 type loggerOption struct{ l *slog.Logger }
 
-func (o loggerOption) handler(c *serverConfig) { c.logger = o.l }
-func (o loggerOption) dial(c *clientConfig)    { c.logger = o.l }
+func (o loggerOption) handler(c *serverConfig) { c.logger = o.orNone() }
+func (o loggerOption) dial(c *clientConfig)    { c.logger = o.orNone() }
+
+func (o loggerOption) orNone() *slog.Logger {
+	if o.l == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return o.l
+}
 
 // WithLogger sets who is told of what deserves attention. By default nobody is.
 func WithLogger(l *slog.Logger) Option { return loggerOption{l} }
@@ -52,10 +61,15 @@ func WithInsecureAnyOrigin() HandlerOption {
 // anonymous: they may read every topic, and neither publish nor join groups,
 // see [WithAnonymous].
 func WithAuthorizer(a Authorizer) HandlerOption {
-	return handlerOption(func(c *serverConfig) { c.authorize = a })
+	return handlerOption(func(c *serverConfig) {
+		if c.authorize = a; a == nil { // which would let everybody read
+			c.errs = append(c.errs, errors.New("WithAuthorizer: nil"))
+		}
+	})
 }
 
-// WithAnonymous says what clients may do where there is no Authorizer.
+// WithAnonymous says what clients may do where there is no Authorizer; nil: they
+// are not let in.
 func WithAnonymous(g *Grant) HandlerOption {
 	return handlerOption(func(c *serverConfig) { c.anonymous = g })
 }
@@ -75,6 +89,37 @@ func WithMaxMessage(bytes int) HandlerOption {
 // WithMaxLinks bounds the links that are open at a time; by default memory does.
 func WithMaxLinks(n int) HandlerOption {
 	return handlerOption(func(c *serverConfig) { c.bound("WithMaxLinks", n, 1, &c.maxLinks) })
+}
+
+// WithMaxLinksPerSubject bounds the links that one [Grant.Subject] has open at a
+// time; by default there is no bound. A link that takes over the session of
+// another counts as that one. Anonymous clients have no subject.
+func WithMaxLinksPerSubject(n int) HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.bound("WithMaxLinksPerSubject", n, 1, &c.maxSubject) })
+}
+
+// WithMaxLinksPerAddress bounds the links from one address of IPv4, or 64 bits
+// of IPv6, those included that have not said hello; by default there is no
+// bound. Requests from proxies, which are given as the networks that they are
+// in, count as from where the X-Forwarded-For header says, as far as proxies
+// wrote it; that of others is not looked at.
+func WithMaxLinksPerAddress(n int, proxies ...netip.Prefix) HandlerOption {
+	return handlerOption(func(c *serverConfig) {
+		c.bound("WithMaxLinksPerAddress", n, 1, &c.maxPlace)
+		c.proxies = proxies
+	})
+}
+
+// WithMaxTopics bounds the topics that are read for clients at a time; the
+// default is 4,096. Over Redis each takes a connection.
+func WithMaxTopics(n int) HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.bound("WithMaxTopics", n, 1, &c.maxTopics) })
+}
+
+// WithMaxPublish bounds the messages of a link that are being published at a
+// time; the default is 1,024.
+func WithMaxPublish(n int) HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.bound("WithMaxPublish", n, 1, &c.maxPublish) })
 }
 
 // WithMaxSubscriptions bounds the subscriptions of a link; the default is 128.

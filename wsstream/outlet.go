@@ -1,6 +1,7 @@
 package wsstream
 
 import (
+	"math"
 	"sync"
 )
 
@@ -35,6 +36,10 @@ type outlet struct {
 
 	mu      sync.Mutex // guards the rest
 	control []byte
+	ends    []int // of its frames
+	most    int   // bytes that may wait in control
+	bytes   int   // of a batch, but for a larger frame
+	frames  int   // of a batch
 	ready   []source
 	spare   []source
 	busy    bool
@@ -43,7 +48,7 @@ type outlet struct {
 }
 
 func newOutlet(c codec, write func([]byte) error, fail func(error)) *outlet {
-	o := &outlet{codec: c, write: write, fail: fail}
+	o := &outlet{codec: c, write: write, fail: fail, most: controlMost, bytes: batchBytes, frames: math.MaxInt}
 	o.run = o.flush
 	o.flushed = sync.NewCond(&o.mu)
 	return o
@@ -58,8 +63,9 @@ func (o *outlet) send(fs ...frame) {
 	}
 	for i := range fs {
 		o.control = o.codec.append(o.control, &fs[i])
+		o.ends = append(o.ends, len(o.control))
 	}
-	full := len(o.control) > controlMost
+	full := len(o.control) > o.most
 	o.start()
 	o.mu.Unlock()
 	if full {
@@ -75,6 +81,33 @@ func (o *outlet) wake(s source) {
 		*queued = true
 		o.ready = append(o.ready, s)
 		o.start()
+	}
+}
+
+// queue puts sources before those that came meanwhile, and others behind them.
+func (o *outlet) queue(first, last []source) {
+	if len(first)+len(last) == 0 {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return
+	}
+	came := o.ready
+	o.ready = nil
+	o.append(first)
+	o.ready = append(o.ready, came...)
+	o.append(last)
+}
+
+// append queues sources that are not. The caller holds mu.
+func (o *outlet) append(sources []source) {
+	for _, s := range sources {
+		if queued := s.queue(); !*queued {
+			*queued = true
+			o.ready = append(o.ready, s)
+		}
 	}
 }
 
@@ -108,26 +141,30 @@ func (o *outlet) flush() {
 			o.mu.Unlock()
 			return
 		}
-		b = append(b, o.control...)
-		if o.control = o.control[:0]; cap(o.control) > 4096 {
-			o.control = nil
-		}
-		sources := o.ready
-		o.ready, o.spare = o.spare[:0], sources
-		for _, s := range sources {
-			*s.queue() = false
+		b = o.takeControl(b)
+		var sources []source
+		if len(o.control) == 0 {
+			sources = o.ready
+			o.ready, o.spare = o.spare[:0], sources
+			for _, s := range sources {
+				*s.queue() = false
+			}
 		}
 		o.mu.Unlock()
+		full := len(sources) // those from here on got no room
+		var more []source    // and these have more
 		for i, s := range sources {
-			more := true
-			if len(b) < batchBytes {
-				b, more = s.fill(b)
+			if len(b) >= batchBytes {
+				full = i
+				break
 			}
-			if more {
-				o.wake(s)
+			again := false
+			if b, again = s.fill(b); again {
+				more = append(more, s)
 			}
-			sources[i] = nil
 		}
+		o.queue(sources[full:], more)
+		clear(sources)
 		*buf = b
 		if len(b) == headroom {
 			continue
@@ -139,12 +176,43 @@ func (o *outlet) flush() {
 	}
 }
 
+// takeControl moves as many frames to a batch as it may have. The caller holds mu.
+func (o *outlet) takeControl(b []byte) []byte {
+	n := min(len(o.ends), o.frames)
+	for n > 1 && o.ends[n-1] > o.bytes {
+		n--
+	}
+	if n == 0 {
+		return b
+	}
+	end := o.ends[n-1]
+	b = append(b, o.control[:end]...)
+	if n < len(o.ends) {
+		o.control, o.ends = o.control[end:], o.ends[n:]
+		for i := range o.ends {
+			o.ends[i] -= end
+		}
+		return b
+	}
+	if o.control, o.ends = o.control[:0], o.ends[:0]; cap(o.control) > 4096 {
+		o.control, o.ends = nil, nil
+	}
+	return b
+}
+
+// limit sets what the peer takes in a batch, and how much may wait for it.
+func (o *outlet) limit(bytes, frames, most int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.bytes, o.frames, o.most = min(bytes, batchBytes), frames, most
+}
+
 // close drops what was not written.
 func (o *outlet) close() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.closed = true
-	o.control, o.ready = nil, nil
+	o.control, o.ends, o.ready = nil, nil, nil
 	o.flushed.Broadcast()
 }
 

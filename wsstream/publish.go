@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -19,10 +20,12 @@ type publish struct {
 	within time.Duration
 	code   Code // why it is refused, 0 if it is not
 	text   string
+	fate   *fate // what becomes of it, nil if it is refused
+	before *fate // what became of it when it came before, if that is remembered
 }
 
 // publish takes a message from a frame; it shares nothing with it.
-func (c *conn) publish(f *frame, g *Grant) publish {
+func (c *conn) publish(f *frame) publish {
 	p := publish{rid: f.Rid, topic: f.Topic, msg: f.message(), again: f.Again, within: c.h.cfg.sendFor}
 	p.msg.Data = bytes.Clone(f.Data)
 	if f.Within > 0 {
@@ -36,25 +39,33 @@ func (c *conn) publish(f *frame, g *Grant) publish {
 		p.code, p.text = CodeBadFrame, "rid is missing"
 	case f.ID == "":
 		p.code, p.text = CodeBadFrame, "id is missing"
-	case len(f.ID) > 128:
-		p.code, p.text = CodeTooBig, "an id has 128 bytes at most"
+	case len(f.ID) > idMost:
+		p.code, p.text = CodeTooBig, fmt.Sprintf("an id has %d bytes at most", idMost)
+	case len(f.Header) > headersMost:
+		p.code, p.text = CodeTooBig, fmt.Sprintf("a header has %d names at most", headersMost)
 	default:
 		if err := transport.CheckName("topic", f.Topic); err != nil {
 			p.code, p.text = CodeRefused, err.Error()
-		} else if !g.mayPublish(f.Topic) {
+		} else if !c.grant.mayPublish(f.Topic) {
 			p.code = CodeForbidden
 		}
 	}
 	return p
 }
 
+// What a message may have: bytes in its id, and names in its header.
+const (
+	idMost      = 128
+	headersMost = 128
+)
+
 // publishing is what a link publishes, in order. The link's lock guards it.
 type publishing struct {
 	c     *conn
 	queue []publish
-	bytes int
+	load  load // of what is not answered yet
 	busy  bool
-	room  chan struct{} // closed when something was published, if somebody waits
+	room  chan struct{} // closed when something was answered, if somebody waits
 }
 
 // publishBytes bounds the messages of a link that wait to be published;
@@ -64,38 +75,35 @@ const publishBytes = 8 << 20
 // add queues messages, and reports whether the link goes on.
 func (q *publishing) add(pubs []publish) bool {
 	c := q.c
+	if len(pubs) == 0 {
+		return true
+	}
 	size := 0
 	for i := range pubs {
 		size += pubs[i].msg.Size()
 	}
 	c.mu.Lock()
-	for len(q.queue) > 0 && q.bytes+size > publishBytes && !c.over {
-		if q.room == nil {
-			q.room = make(chan struct{})
-		}
-		room := q.room
-		c.mu.Unlock()
-		select {
-		case <-room:
-		case <-c.h.ctx.Done():
+	for q.load.messages > 0 && q.load.bytes+size > publishBytes {
+		if !q.await(c.left) {
+			c.mu.Unlock()
 			return false
 		}
-		c.mu.Lock()
 	}
-	if len(q.queue)+len(pubs) > 2*c.h.cfg.maxPublish {
+	if q.load.messages+len(pubs) > 2*c.h.cfg.maxPublish {
 		c.mu.Unlock()
 		c.reject(CodeOverrun, "", closeFlood)
 		return false
 	}
 	for i := range pubs {
-		if len(q.queue) >= c.h.cfg.maxPublish && pubs[i].code == 0 {
-			pubs[i].code = CodeOverrun
+		p := &pubs[i]
+		if q.load.messages >= c.h.cfg.maxPublish && p.code == 0 {
+			p.code = CodeOverrun
 		}
-		q.queue = append(q.queue, pubs[i])
+		q.load.add(1, p.msg.Size())
 	}
-	q.bytes += size
-	start := !q.busy && !c.over
-	if start {
+	c.h.window.begin(c.subject, pubs)
+	q.queue = append(q.queue, pubs...)
+	if !q.busy {
 		q.busy = true
 		c.work.Go(q.run)
 	}
@@ -103,18 +111,55 @@ func (q *publishing) add(pubs []publish) bool {
 	return true
 }
 
-// run publishes until nothing is left.
+// await waits until something was answered, and reports whether that was before
+// end. The caller holds the link's lock, which is let go meanwhile.
+func (q *publishing) await(end <-chan struct{}) bool {
+	if q.room == nil {
+		q.room = make(chan struct{})
+	}
+	room := q.room
+	q.c.mu.Unlock()
+	defer q.c.mu.Lock()
+	defer q.c.stay()()
+	select {
+	case <-room:
+		return true
+	case <-end:
+		return false
+	}
+}
+
+// wait waits until everything is answered, or the link ends.
+func (q *publishing) wait() {
+	q.c.mu.Lock()
+	defer q.c.mu.Unlock()
+	for q.load.messages > 0 && q.await(q.c.left) {
+	}
+}
+
+// answered notes that messages are.
+func (q *publishing) answered(pubs []publish) {
+	size := 0
+	for i := range pubs {
+		size += pubs[i].msg.Size()
+	}
+	q.c.mu.Lock()
+	defer q.c.mu.Unlock()
+	q.load.add(-len(pubs), -size)
+	if q.room != nil {
+		close(q.room)
+		q.room = nil
+	}
+}
+
+// run publishes until nothing is left. When the link is to end, what was not
+// begun is not: the client sends it again, on its next one.
 func (q *publishing) run() {
 	c := q.c
 	for {
 		c.mu.Lock()
 		pubs := q.queue
-		q.queue, q.bytes = nil, 0
-		if q.room != nil {
-			close(q.room)
-			q.room = nil
-		}
-		if len(pubs) == 0 {
+		if q.queue = nil; len(pubs) == 0 {
 			q.busy = false
 			c.mu.Unlock()
 			return
@@ -126,7 +171,13 @@ func (q *publishing) run() {
 				pubs[n].again == pubs[0].again && pubs[n].rid == pubs[0].rid+uint64(n) {
 				n++
 			}
-			c.send(pubs[:n])
+			if c.leaving() {
+				c.h.window.drop(pubs)
+				n = len(pubs)
+			} else {
+				c.send(pubs[:n])
+			}
+			q.answered(pubs[:n])
 			pubs = pubs[n:]
 		}
 	}
@@ -135,25 +186,29 @@ func (q *publishing) run() {
 // send publishes messages of one topic, with numbers in a row, and answers.
 func (c *conn) send(pubs []publish) {
 	first := &pubs[0]
-	if first.code != 0 {
+	switch {
+	case first.code != 0:
 		c.refuse(&frame{Rid: first.rid}, first.code, first.text)
-		return
-	}
-	if first.again {
+	case first.again:
 		c.sendAgain(pubs)
-		return
+	default:
+		c.store(pubs)
 	}
+}
+
+// store publishes messages that are not there yet.
+func (c *conn) store(pubs []publish) {
+	first := &pubs[0]
 	msgs := make([]transport.Message, len(pubs))
 	within := first.within
 	for i := range pubs {
 		msgs[i] = pubs[i].msg
 		within = max(within, pubs[i].within)
 	}
-	under := c.h.window.begin(c.subject(), first.topic, msgs)
 	ctx, cancel := context.WithTimeout(c.h.ctx, within)
 	n, err := c.h.t.Send(ctx, first.topic, msgs)
 	cancel()
-	c.h.window.end(under, msgs, n, err)
+	c.h.window.end(pubs, msgs, n, err)
 	c.h.count.published.Add(uint64(n))
 	if n > 0 {
 		at := make([]transport.Position, n)
@@ -176,33 +231,47 @@ func (c *conn) sendAgain(pubs []publish) {
 	there := make(map[string]transport.Position)
 	unsure := make(map[string]bool)
 	for i := range pubs {
-		m := &pubs[i].msg
-		if at, known := c.h.window.find(ctx, c.subject(), pubs[i].topic, m.ID); at != (transport.Position{}) {
-			there[m.ID] = at
-		} else if !known {
-			unsure[m.ID] = true
-			if m.Time.Before(since) {
-				since = m.Time
+		p := &pubs[i]
+		at, known, err := c.h.window.find(ctx, p)
+		switch {
+		case err != nil: // another link is still at it
+			p.code = CodeUnknown
+		case at != (transport.Position{}):
+			there[p.msg.ID] = at
+		case !known:
+			unsure[p.msg.ID] = true
+			if p.msg.Time.Before(since) {
+				since = p.msg.Time
 			}
 		}
 	}
 	if len(unsure) > 0 {
-		c.h.lookFor(ctx, pubs[0].topic, since, unsure, there)
+		if end, ok := c.h.looks.begin(ctx); ok {
+			c.h.lookFor(ctx, pubs[0].topic, since, unsure, there)
+			end()
+		}
 	}
 	for len(pubs) > 0 {
 		n := 0
-		for n < len(pubs) && there[pubs[n].msg.ID] == (transport.Position{}) {
-			pubs[n].again = false
+		for n < len(pubs) && pubs[n].code == 0 && there[pubs[n].msg.ID] == (transport.Position{}) {
 			n++
 		}
-		if n > 0 {
-			c.send(pubs[:n])
-			pubs = pubs[n:]
-			continue
+		first := &pubs[0]
+		switch {
+		case n > 0:
+			c.store(pubs[:n])
+		case first.code != 0:
+			n = 1
+			c.h.window.drop(pubs[:1])
+			c.out.send(frame{Type: frameErr, Rid: first.rid, Count: 1, Code: first.code})
+		default:
+			n = 1
+			at := there[first.msg.ID]
+			c.h.window.found(first, at)
+			c.out.send(frame{Type: framePubOK, Rid: first.rid, Count: 1, At: []transport.Position{at}, Again: true})
+			c.h.count.duplicates.Add(1)
 		}
-		c.out.send(frame{Type: framePubOK, Rid: pubs[0].rid, Count: 1, At: []transport.Position{there[pubs[0].msg.ID]}, Again: true})
-		c.h.count.duplicates.Add(1)
-		pubs = pubs[1:]
+		pubs = pubs[n:]
 	}
 }
 
@@ -270,8 +339,8 @@ func sendText(err error) string {
 	return ""
 }
 
-// window remembers which messages were published of late, so that one that is
-// sent again is stored once.
+// window remembers which messages came of late, so that one that is sent again
+// is stored once.
 type window struct {
 	mu   sync.Mutex
 	most int
@@ -283,11 +352,23 @@ type window struct {
 // published names a message.
 type published struct{ subject, topic, id string }
 
-// fate is what became of a message.
+// fate is what became of a message. The window's lock guards it.
 type fate struct {
-	done  chan struct{} // closed when the following are set
-	at    transport.Position
-	known bool // it was stored at at, or surely not
+	settled bool
+	at      transport.Position
+	known   bool          // it was stored at at, or surely not
+	as      *fate         // or it is as this one
+	wait    chan struct{} // closed when it is settled, if somebody waits
+}
+
+func (f *fate) settle(at transport.Position, known bool) {
+	if f.settled {
+		return
+	}
+	f.settled, f.at, f.known = true, at, known
+	if f.wait != nil {
+		close(f.wait)
+	}
 }
 
 func (w *window) init(most int) {
@@ -295,61 +376,98 @@ func (w *window) init(most int) {
 	w.past = make(map[published]*fate)
 }
 
-// begin notes messages that are about to be published.
-func (w *window) begin(subject, topic string, msgs []transport.Message) []*fate {
-	fates := make([]fate, len(msgs))
-	under := make([]*fate, len(msgs))
-	done := make(chan struct{})
+// begin notes messages that came to be published. Those that came before have
+// the fate of then.
+func (w *window) begin(subject string, pubs []publish) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for i := range msgs {
-		f := &fates[i]
-		f.done = done
-		under[i] = f
-		k := published{subject, topic, msgs[i].ID}
-		if len(w.ring) < w.most {
-			w.ring = append(w.ring, k)
-		} else {
-			delete(w.past, w.ring[w.next])
-			w.ring[w.next] = k
-			w.next = (w.next + 1) % w.most
+	for i := range pubs {
+		p := &pubs[i]
+		if p.code != 0 {
+			continue
 		}
-		w.past[k] = f
+		k := published{subject, p.topic, p.msg.ID}
+		if p.again {
+			p.before = w.past[k]
+		}
+		p.fate = &fate{}
+		if _, ok := w.past[k]; !ok {
+			if len(w.ring) < w.most {
+				w.ring = append(w.ring, k)
+			} else {
+				delete(w.past, w.ring[w.next])
+				w.ring[w.next] = k
+				w.next = (w.next + 1) % w.most
+			}
+		}
+		w.past[k] = p.fate
 	}
-	return under
 }
 
-// end notes what became of them.
-func (w *window) end(under []*fate, msgs []transport.Message, n int, err error) {
+// end notes what became of messages: the first n of them are stored.
+func (w *window) end(pubs []publish, msgs []transport.Message, n int, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for i, f := range under {
+	for i := range pubs {
 		if i < n {
-			f.at, f.known = msgs[i].Position, true
+			pubs[i].fate.settle(msgs[i].Position, true)
 		} else {
-			f.known = errors.Is(err, transport.ErrNotPublished)
+			pubs[i].fate.settle(transport.Position{}, errors.Is(err, transport.ErrNotPublished))
 		}
-	}
-	if len(under) > 0 {
-		close(under[0].done)
 	}
 }
 
-// find returns where a message was stored, if it was, and whether that is
-// known. It waits for one that is being stored.
-func (w *window) find(ctx context.Context, subject, topic, id string) (at transport.Position, known bool) {
-	w.mu.Lock()
-	f := w.past[published{subject, topic, id}]
-	w.mu.Unlock()
-	if f == nil {
-		return transport.Position{}, false
-	}
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		return transport.Position{}, false
-	}
+// found notes that a message had been stored before.
+func (w *window) found(p *publish, at transport.Position) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return f.at, f.known
+	p.fate.settle(at, true)
+}
+
+// drop notes that nothing was done for messages: they are as they were before.
+func (w *window) drop(pubs []publish) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range pubs {
+		f, b := pubs[i].fate, pubs[i].before
+		switch {
+		case f == nil:
+		case b == nil:
+			f.settle(transport.Position{}, !pubs[i].again)
+		case b.settled && b.as == nil:
+			f.settle(b.at, b.known)
+		default:
+			f.as = b
+			f.settle(transport.Position{}, false)
+		}
+	}
+}
+
+// find returns where a message that is sent again was stored, if it was, and
+// whether that is known. It waits for one that is being stored.
+func (w *window) find(ctx context.Context, p *publish) (at transport.Position, known bool, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for f := p.before; f != nil; f = f.as {
+		for !f.settled {
+			if f.wait == nil {
+				f.wait = make(chan struct{})
+			}
+			wait := f.wait
+			w.mu.Unlock()
+			select {
+			case <-wait:
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
+			w.mu.Lock()
+			if err != nil {
+				return transport.Position{}, false, err
+			}
+		}
+		if f.as == nil {
+			return f.at, f.known, nil
+		}
+	}
+	return transport.Position{}, false, nil
 }

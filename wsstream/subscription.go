@@ -35,7 +35,7 @@ type broadcast struct {
 	mu     sync.Mutex // guards the rest
 	known  bool       // the first answer came
 	last   transport.Position
-	came   []transport.Message
+	came   []stretch
 	final  error
 	unpaid int // messages that came and whose credit was not given back
 	bytes  int // and their size
@@ -45,6 +45,12 @@ type broadcast struct {
 	oldN   int                // how many of those came on earlier links
 	oldB   int                // and their size
 	upto   transport.Position // the last one of owed
+}
+
+// stretch is messages in a row, after a loss or none.
+type stretch struct {
+	lost *transport.LostError
+	msgs []transport.Message
 }
 
 func newBroadcast(t *Transport, sid uint64, topic string, o transport.Options) *broadcast {
@@ -75,32 +81,29 @@ func (s *broadcast) request(bool) frame {
 	return f
 }
 
-func (s *broadcast) answered(f *frame) (again bool) {
+func (s *broadcast) answered(f *frame) verdict {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch f.Type {
-	case frameSubOK:
+	if f.Type == frameSubOK {
 		if !s.known {
 			s.known = true
 			s.last = f.Pos
-			s.Init(f.Pos)
+			s.Reach(f.Pos)
 			close(s.opened)
 		}
-		return false
-	case frameErr, frameSubEnd:
-		if s.known && f.Code.temporary() {
-			return true
-		}
-		err := fmt.Errorf("wsstream: subscription to %s: %w", s.topic, &Error{Code: f.Code, Text: f.Text})
-		if !s.known {
-			s.known = true
-			s.err = err
-			close(s.opened)
-		}
-		s.final = err
+		return goOn
+	}
+	if s.known && f.Code.temporary() {
+		return askAgain
+	}
+	s.final = fmt.Errorf("wsstream: subscription to %s: %w", s.topic, &Error{Code: f.Code, Text: f.Text})
+	if !s.known {
+		s.known = true
+		s.err = s.final
+		close(s.opened)
 	}
 	s.Wake()
-	return false
+	return over
 }
 
 func (s *broadcast) message(f *frame) error {
@@ -108,7 +111,8 @@ func (s *broadcast) message(f *frame) error {
 	defer s.mu.Unlock()
 	if f.Type == frameGap {
 		s.last = f.Pos
-		s.Lose(&transport.LostError{Topic: s.topic, Count: f.Count, Next: f.Pos})
+		s.came = append(s.came, stretch{lost: &transport.LostError{Topic: s.topic, Count: f.Count, Next: f.Pos}})
+		s.Wake()
 		return nil
 	}
 	if f.Prev.Compare(s.last) > 0 {
@@ -116,13 +120,32 @@ func (s *broadcast) message(f *frame) error {
 	}
 	s.last = f.Pos
 	m := f.message()
-	s.came = append(s.came, m)
-	s.unpaid++
-	s.bytes += m.Size()
-	if len(s.came) == 1 {
+	if len(s.came) == 0 {
+		s.came = append(s.came, stretch{})
 		s.Wake()
 	}
+	last := &s.came[len(s.came)-1]
+	last.msgs = append(last.msgs, m)
+	s.unpaid++
+	s.bytes += m.Size()
 	return nil
+}
+
+// next makes the oldest stretch that came what Receive takes from.
+func (s *broadcast) next() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.came) == 0 {
+		return false
+	}
+	if lost := s.came[0].lost; lost != nil {
+		s.Lose(lost)
+	}
+	s.spare = s.came[0].msgs
+	if s.came = s.came[1:]; len(s.came) == 0 {
+		s.came = nil
+	}
+	return true
 }
 
 func (s *broadcast) Receive(ctx context.Context, dst []transport.Message) (int, error) {
@@ -134,9 +157,7 @@ func (s *broadcast) Receive(ctx context.Context, dst []transport.Message) (int, 
 			return 0, err
 		}
 		if len(s.spare) == 0 {
-			s.mu.Lock()
-			s.spare, s.came = s.came, s.spare[:0:0]
-			s.mu.Unlock()
+			s.next()
 		}
 		before := s.spare
 		n, wait, room, err := s.Take(dst, &s.spare)
@@ -222,6 +243,7 @@ type member struct {
 
 	mu      sync.Mutex // guards the rest
 	known   bool
+	open    bool // the server has it, on this link
 	closed  bool
 	lease   time.Duration
 	gen     uint64 // of the session
@@ -257,45 +279,67 @@ func (s *member) generation() uint64 {
 func (s *member) request(resumed bool) frame {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.open = false
+	if !resumed && s.known {
+		s.anew()
+	}
+	if len(s.came) > 0 && !s.waiting { // as if it had not come
+		s.seen = number(s.came[0].Token) - 1
+		s.came = nil
+	}
 	f := s.start
 	f.Type, f.Sid, f.Topic, f.Group, f.Manual = frameSub, s.sid, s.topic, s.group, true
 	f.Resumed, f.Seen = resumed, s.seen // the server may have it even if its answer was lost
 	return f
 }
 
-func (s *member) answered(f *frame) (again bool) {
+// anew forgets what came: nothing of it is held any more, and numbers begin at
+// 1. The caller holds mu.
+func (s *member) anew() {
+	s.gen++
+	s.seen = 0
+	s.came = nil
+}
+
+// settles reports whether deliveries can be settled now, or never.
+func (s *member) settles() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch f.Type {
-	case frameSubOK:
+	return s.open || s.closed || s.final != nil
+}
+
+func (s *member) answered(f *frame) verdict {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer s.signal()
+	if f.Type == frameSubOK {
 		s.lease = duration(f.Lease)
-		if !s.known {
+		s.open = true
+		switch {
+		case !s.known:
 			s.known = true
 			close(s.opened)
-			return false
-		}
-		if !f.Resumed { // nothing is held any more of what was
-			s.gen++
-			s.seen = 0
-			s.came = nil
+		case !f.Resumed && s.seen > 0:
+			s.anew()
 		}
 		if s.asked > 0 {
 			s.t.later(frame{Type: frameFlow, Sid: s.sid, Credit: uint64(s.asked), Once: true})
 		}
-	case frameErr, frameSubEnd:
-		if s.known && f.Code.temporary() {
-			return true
-		}
-		err := fmt.Errorf("wsstream: subscription of group %s to %s: %w", s.group, s.topic, &Error{Code: f.Code, Text: f.Text})
-		if !s.known {
-			s.known = true
-			s.err = err
-			close(s.opened)
-		}
-		s.final = err
+		return goOn
 	}
-	s.signal()
-	return false
+	s.open = false
+	if s.known && f.Code.temporary() {
+		s.anew()
+		return askAgain
+	}
+	s.final = fmt.Errorf("wsstream: subscription of group %s to %s: %w", s.group, s.topic, &Error{Code: f.Code, Text: f.Text})
+	s.anew()
+	if !s.known {
+		s.known = true
+		s.err = s.final
+		close(s.opened)
+	}
+	return over
 }
 
 func (s *member) signal() {
@@ -309,7 +353,11 @@ func (s *member) message(f *frame) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f.Type == frameGap {
-		s.lost = &transport.LostError{Topic: s.topic, Group: s.group, Count: f.Count, Next: f.Pos}
+		lost := &transport.LostError{Topic: s.topic, Group: s.group, Count: f.Count, Next: f.Pos}
+		if s.lost != nil && s.lost.Count > 0 && lost.Count > 0 {
+			lost.Count += s.lost.Count
+		}
+		s.lost = lost
 		s.signal()
 		return nil
 	}
@@ -336,12 +384,20 @@ func (s *member) giveBack() {
 	}
 	f := frame{Type: frameNack, Sid: s.sid, Release: true}
 	for i := range s.came {
-		f.Ns = append(f.Ns, s.came[i].Token&(1<<genShift-1))
+		f.Ns = append(f.Ns, number(s.came[i].Token))
 	}
 	s.came = nil
+	gen := s.gen
 	s.mu.Unlock()
-	s.t.send(f)
+	s.t.spawn(func() {
+		ctx, cancel := context.WithTimeout(s.t.ctx, time.Minute)
+		defer cancel()
+		s.t.do(ctx, s, gen, f)
+	})
 }
+
+// number is that of a delivery, by its token.
+func number(token uint64) uint64 { return token & (1<<genShift - 1) }
 
 func (s *member) Receive(ctx context.Context, dst []transport.Message) (n int, err error) {
 	if len(dst) == 0 {
@@ -358,7 +414,6 @@ func (s *member) Receive(ctx context.Context, dst []transport.Message) (n int, e
 			s.stale = time.AfterFunc(100*time.Millisecond, s.giveBack)
 		}
 	}()
-	asked := false
 	for {
 		s.mu.Lock()
 		err := ctx.Err()
@@ -389,9 +444,8 @@ func (s *member) Receive(ctx context.Context, dst []transport.Message) (n int, e
 			}
 			return 0, err
 		}
-		ask := !asked
-		asked = true
-		s.asked = len(dst)
+		ask := s.asked == 0 && s.open
+		s.asked = len(dst) // and subok asks, if it is still to come
 		s.mu.Unlock()
 		if ask {
 			s.t.send(frame{Type: frameFlow, Sid: s.sid, Credit: uint64(len(dst)), Once: true})
@@ -439,7 +493,7 @@ func (s *member) settle(ctx context.Context, rs []transport.Receipt, f frame) er
 	var lost []transport.Receipt
 	byN := make(map[uint64]transport.Receipt, len(rs))
 	for _, r := range rs {
-		n := r.Token & (1<<genShift - 1)
+		n := number(r.Token)
 		if r.Token>>genShift != gen {
 			lost = append(lost, r)
 			continue

@@ -18,12 +18,14 @@ type tail struct {
 	c      *conn
 	hub    *hub
 	sid    uint64
-	queued bool // in the link's queue; that has a lock for it
+	queued bool   // in the link's queue; that has a lock for it
+	index  int    // in the hub's tails; that has a lock for it
+	anew   uint64 // the number of an entry after which positions start anew; the hub's lock guards it
 
 	run []byte // the frame that comes before its messages
 
 	// Of fill.
-	next uint64             // the number of the entry to look at next
+	next uint64             // the number of the entry to look at next, 0 for the first after at
 	at   transport.Position // everything up to it was sent, or is not wanted
 
 	mu     sync.Mutex // guards the rest
@@ -54,15 +56,21 @@ type own struct {
 	cancel context.CancelFunc
 
 	// Of the goroutine that reads.
+	reading
+}
+
+// reading is a place in a topic, and a subscription that goes on from it.
+type reading struct {
 	sub   transport.Subscription // nil while it makes room for others
 	at    transport.Positioner
 	prev  transport.Position // the last that was read
+	upto  transport.Position // where it is: what is no message may have been passed by
 	whole bool               // sub has no loss to tell first
-	began bool               // prev is a place to go on from with another
+	began bool               // upto is a place to go on from with another
 }
 
-func (h *Handler) newOwn(sub transport.Subscription, at transport.Positioner, prev transport.Position, whole bool) *own {
-	o := &own{more: make(chan struct{}, 1), sub: sub, at: at, prev: prev, whole: whole}
+func (h *Handler) newOwn(r reading) *own {
+	o := &own{more: make(chan struct{}, 1), reading: r}
 	o.ctx, o.cancel = context.WithCancel(h.ctx)
 	return o
 }
@@ -75,11 +83,11 @@ func (o *own) close() {
 	}
 }
 
-// rest closes the subscription until it is o's turn again.
-func (o *own) rest() {
-	if o.sub != nil {
-		o.sub.Close()
-		o.sub = nil
+// rest closes the subscription until it is its turn again.
+func (r *reading) rest() {
+	if r.sub != nil {
+		r.sub.Close()
+		r.sub = nil
 	}
 }
 
@@ -89,15 +97,15 @@ const (
 )
 
 // openTail opens a broadcast subscription.
-func (c *conn) openTail(ctx context.Context, f *frame) error {
+func (c *conn) openTail(ctx context.Context, p *pending, f *frame) error {
 	start := transport.Start{From: transport.From(f.From), ID: f.ID, Time: f.Time, Position: f.Pos}
 	if start.From == transport.Default {
 		start.From = transport.Newest
 	}
-	t := &tail{c: c, sid: f.Sid, manual: f.Manual, credit: int(min(f.Credit, creditMost)), bytes: int(min(f.Bytes, bytesMost))}
+	t := &tail{c: c, sid: f.Sid, manual: f.Manual}
 	t.run = c.codec.append(nil, &frame{Type: frameRun, Sid: t.sid})
 	if c.stream { // which takes more as it is written
-		t.manual, t.credit, t.bytes = true, math.MaxInt, math.MaxInt
+		t.manual, p.credit, p.bytes = true, math.MaxInt, math.MaxInt
 	}
 	for {
 		b, made, err := c.h.hub(ctx, f.Topic, start)
@@ -108,7 +116,7 @@ func (c *conn) openTail(ctx context.Context, f *frame) error {
 		var o *own
 		switch {
 		case made:
-			t.at = b.floor // as the hub began where this one wants to
+			t.at, t.next = b.start, firstEntry // as the hub began where this one wants to
 		case start.From == transport.Newest:
 			if t.at, err = b.newest(ctx); err != nil {
 				return err
@@ -122,26 +130,28 @@ func (c *conn) openTail(ctx context.Context, f *frame) error {
 			o.close()
 			continue
 		}
-		if t.own = o; o == nil {
-			b.mu.Lock()
-			t.next = b.after(t.at)
-			b.mu.Unlock()
-		}
+		t.own = o
 		at := t.at
-		if !c.started(f.Sid, func() {
+		if err := c.started(p, f, func() bool {
+			t.credit, t.bytes = p.credit, p.bytes
 			if c.tails == nil {
 				c.tails = make(map[uint64]*tail)
 			}
 			c.tails[t.sid] = t
-		}) {
+			return true
+		}); err != nil {
 			b.leave(t)
 			o.close()
-			return nil
+			return err
 		}
 		c.out.send(frame{Type: frameSubOK, Sid: t.sid, Pos: at})
 		t.mu.Lock()
 		t.open = true
+		over := t.over
 		t.mu.Unlock()
+		if over { // the hub ended before the link knew of it
+			t.fail(&Error{Code: CodeUnavailable})
+		}
 		if o != nil {
 			t.readOwn(o)
 		}
@@ -169,7 +179,7 @@ func (t *tail) begin(ctx context.Context, start transport.Start) (*own, error) {
 		sub.Close()
 		return nil, nil
 	}
-	return t.c.h.newOwn(sub, at, t.at, whole), nil
+	return t.c.h.newOwn(reading{sub: sub, at: at, prev: t.at, upto: t.at, whole: whole}), nil
 }
 
 func (t *tail) queue() *bool { return &t.queued }
@@ -208,7 +218,7 @@ func (t *tail) fill(batch []byte) ([]byte, bool) {
 func (t *tail) take(dst []*entry) (n int, behind bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.over || !t.open {
+	if t.over || !t.open || t.c.leaving() {
 		return 0, false
 	}
 	size := 0
@@ -236,27 +246,34 @@ func (t *tail) take(dst []*entry) (n int, behind bool) {
 			return n, false
 		}
 		t.own = nil
-		t.hub.mu.Lock()
-		t.next = t.hub.after(t.at)
-		t.hub.mu.Unlock()
+		t.next = 0
 	}
 	b := t.hub
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if t.next < b.first {
-		// What was dropped it may have had, or not wanted.
-		if t.at.Compare(b.floor) < 0 {
-			if n == 0 {
-				t.own = t.c.h.newOwn(nil, nil, t.at, false)
-				t.readOwn(t.own)
-			}
-			return n, n == 0
+	switch {
+	case t.next == 0:
+		t.anew = 0
+		if behind = t.at.Compare(b.floor) < 0; !behind {
+			t.next = b.after(t.at)
 		}
-		t.next = b.after(t.at)
+	case t.anew > t.next:
+		t.next = t.anew
+		behind = t.next < b.first
+	default:
+		behind = t.next < b.first
+	}
+	if behind {
+		if n > 0 {
+			return n, false
+		}
+		t.own = t.c.h.newOwn(reading{prev: t.at, upto: t.at})
+		t.readOwn(t.own)
+		return 0, true
 	}
 	for ; n < len(dst) && size < batchBytes && t.next < b.first+uint64(len(b.entries)); t.next++ {
 		e := b.entries[t.next-b.first]
-		if !e.reset && e.msg.Position.Compare(t.at) <= 0 {
+		if t.had(e) {
 			continue
 		}
 		if !t.spend(e) {
@@ -267,6 +284,17 @@ func (t *tail) take(dst []*entry) (n int, behind bool) {
 		size += e.size
 	}
 	return n, false
+}
+
+// had reports whether an entry is none for the subscription, as it is farther.
+func (t *tail) had(e *entry) bool {
+	switch e.msg.Position.Compare(t.at) {
+	case -1:
+		return !e.reset
+	case 0:
+		return !e.reset && !e.here()
+	}
+	return false
 }
 
 // spend takes credit for an entry, if there is enough, and moves on over it.
@@ -347,15 +375,15 @@ func (t *tail) readTurn(o *own) (done bool, err error) {
 	if o.sub == nil {
 		ctx, cancel := context.WithTimeout(o.ctx, t.c.h.cfg.sendFor)
 		defer cancel()
-		o.sub, o.at, err = t.c.h.subscribe(ctx, t.hub.topic, transport.Start{From: transport.AfterPosition, Position: o.prev})
+		o.sub, o.at, err = t.c.h.subscribe(ctx, t.hub.topic, transport.Start{From: transport.AfterPosition, Position: o.upto})
 		if err != nil {
 			return false, err
 		}
-		o.whole = o.at.Position() == o.prev
+		o.whole = o.at.Position() == o.upto
 	}
 	dst := make([]transport.Message, 64)
 	for until := time.Now().Add(turn); ; {
-		if o.whole && t.hub.has(o.prev) {
+		if o.whole && t.hub.reached(o.prev, o.upto) {
 			t.mu.Lock()
 			o.caught = true
 			t.mu.Unlock()
@@ -365,7 +393,7 @@ func (t *tail) readTurn(o *own) (done bool, err error) {
 		if o.began && time.Now().After(until) && t.c.h.turns.wanted() || !t.room(o, turn/4) {
 			return false, nil
 		}
-		es, err := o.read(dst)
+		es, err := o.read(o.ctx, dst)
 		if err != nil {
 			return false, err
 		}
@@ -380,35 +408,35 @@ func (t *tail) readTurn(o *own) (done bool, err error) {
 }
 
 // read reads what comes next. From time to time it returns nothing, as the hub
-// may have caught up with where this subscription is: then nothing may come.
-func (o *own) read(dst []transport.Message) ([]*entry, error) {
-	n, err := receiveSome(o.ctx, o.sub, dst)
-	o.whole = true
+// may have caught up with where the subscription is: then nothing may come.
+func (r *reading) read(ctx context.Context, dst []transport.Message) ([]*entry, error) {
+	n, err := receiveSome(ctx, r.sub, dst)
+	r.whole = true
 	if lost, ok := errors.AsType[*transport.LostError](err); ok {
-		o.prev, o.began = o.at.Position(), true
-		return []*entry{{gap: true, lost: lost.Count, msg: transport.Message{Position: o.prev}}}, nil
+		e := lossEntry(lost)
+		e.prev, r.prev, r.began = r.prev, e.msg.Position, true
+		r.upto = r.prev
+		return []*entry{e}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	if n == 0 { // what is no message may have been passed by
-		o.prev = o.at.Position()
+		r.upto = r.at.Position()
 		return nil, nil
 	}
-	o.began = true
-	es := make([]*entry, 0, n)
 	var rs []transport.Receipt
 	for i := range dst[:n] {
-		if dst[i].Attempt > 1 {
-			continue // it was too late to be acknowledged
-		}
-		es = append(es, &entry{msg: dst[i], size: dst[i].Size(), prev: o.prev})
-		o.prev = dst[i].Position
 		rs = append(rs, dst[i].Receipt())
 	}
+	es := newEntries(dst[:n])
 	clear(dst[:n])
-	if a, ok := transport.As[transport.Acker](o.sub); ok {
-		a.Ack(o.ctx, rs) // or they come again, and are passed by
+	for _, e := range es {
+		e.prev, r.prev, r.began = r.prev, e.msg.Position, true
+	}
+	r.upto = r.prev
+	if a, ok := transport.As[transport.Acker](r.sub); ok {
+		a.Ack(ctx, rs) // or they come again, and are passed by
 	}
 	return es, nil
 }
@@ -437,11 +465,11 @@ func (t *tail) room(o *own, within time.Duration) bool {
 
 // receiveSome receives, but returns nothing when nothing comes for lookEvery.
 func receiveSome(ctx context.Context, sub transport.Subscription, dst []transport.Message) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookEvery)
+	short, cancel := context.WithTimeout(ctx, lookEvery)
 	defer cancel()
-	n, err := sub.Receive(ctx, dst)
+	n, err := sub.Receive(short, dst)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return 0, nil
+		return 0, ctx.Err()
 	}
 	return n, err
 }

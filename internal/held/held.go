@@ -78,9 +78,9 @@ func (m *Messages) Take(dst []transport.Message, spare *[]transport.Message) (n 
 	if m.closed {
 		return 0, 0, 0, transport.ErrClosed
 	}
-	if m.lost != nil {
-		err, m.lost = m.lost, nil
-		return 0, 0, 0, err
+	if e := m.lost; e != nil {
+		m.lost, m.at = nil, e.Next
+		return 0, 0, 0, e
 	}
 	now := clock()
 	var due []*message
@@ -194,6 +194,16 @@ func (m *Messages) End() bool {
 	m.all = nil
 	close(m.ended)
 	return true
+}
+
+// Reach notes that there is nothing up to a place but what Take has returned,
+// or will tell to be lost.
+func (m *Messages) Reach(at transport.Position) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.lost == nil {
+		m.at = at
+	}
 }
 
 // Position implements [transport.Positioner].

@@ -1,5 +1,5 @@
 import { EchoError, GapError } from "./errors.js";
-import { byteLength, comparePositions, decodeHeader, decodeValue, type Frame, type Position } from "./frame.js";
+import { byteLength, comparePositions, decodeHeader, decodeValue, positionOf, type Frame, type Position } from "./frame.js";
 import { Sub, type Handler, type Host, type Message, type SubscribeOptions } from "./subscription.js";
 
 /** A message or gap that came and is not handled, or is behind one that is not. */
@@ -69,16 +69,26 @@ export class Broadcast extends Sub<Message> {
   protected subscribed(f: Frame): void {
     if (this.#known) return this.#advance(); // over what was handled meanwhile
     this.#known = true;
-    this.#last = this.#position = f.pos ?? "0-0";
+    this.#last = this.#position = positionOf(f);
   }
 
-  protected take(f: Frame, line: string): Message | undefined {
-    const position = f.pos ?? "0-0";
+  protected take(f: Frame, line: string): Message | GapError | undefined {
+    const position = positionOf(f);
     if (comparePositions(f.prev ?? "0-0", this.#last) > 0) throw new EchoError(`the server left out what is between ${this.#last} and ${f.prev} in ${this.topic}`);
     if (comparePositions(position, this.#last) <= 0) return undefined; // it came before
-    const m = fields(this.topic, f);
-    this.#push({ what: m, position, credit: 1, bytes: weigh(f, line), old: false, done: false });
-    return m;
+    const what = this.#read(f, position);
+    this.#push({ what, position, credit: 1, bytes: weigh(f, line), old: false, done: false });
+    return what;
+  }
+
+  /** Reads a message. One that cannot be read is lost, as it would be the same if it came again. */
+  #read(f: Frame, position: Position): Message | GapError {
+    try {
+      return fields(this.topic, f);
+    } catch (e) {
+      this.unreadable(f, e);
+      return new GapError(this.topic, undefined, 1, position);
+    }
   }
 
   protected lost(gap: GapError): void {
@@ -105,6 +115,8 @@ export class Broadcast extends Sub<Message> {
   protected async settled(): Promise<void> {}
 
   protected abandon(): void {}
+
+  heard(): void {}
 
   protected forget(): void {}
 

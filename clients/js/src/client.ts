@@ -1,7 +1,7 @@
 import { Broadcast } from "./broadcast.js";
 import { asError, ClosedError, EchoError } from "./errors.js";
 import { Events } from "./events.js";
-import { checkName, type Frame } from "./frame.js";
+import { checkName, longest, number, type Frame } from "./frame.js";
 import { Group } from "./group.js";
 import { Link, openWithin, type End, type LinkOwner, type WebSocketClass } from "./link.js";
 import type { Outbox } from "./outbox.js";
@@ -48,6 +48,9 @@ export function connect(url: string | URL, options: ConnectOptions = {}): Echo {
 // A link that was up for so long shows that the server is well.
 const wellAfter = 30_000;
 const closeWithin = 5000;
+const leaveWithin = 5 * 60_000; // after a drain, whatever the server says
+const leavePause = 250; // of clients whose server went away, so that they do not come all at once
+const freshenPause = 1000; // between asking for tokens for one link
 
 /** A client. Make one with {@link connect}. */
 export class Echo {
@@ -66,7 +69,7 @@ export class Echo {
   #opening: Link | undefined;
   #session: string | undefined;
   #since = 0; // when the link was up
-  #drain: { at: number; timer: ReturnType<typeof setTimeout> } | undefined;
+  #drain: { timer: ReturnType<typeof setTimeout>; left: boolean } | undefined; // the server goes away; left: so did the client
   #auth: ReturnType<typeof setTimeout> | undefined;
   #rid = 0;
   #sid = 0;
@@ -142,15 +145,15 @@ export class Echo {
     if (this.#ended) return;
     const subs = [...this.#subs.values()];
     let timer: ReturnType<typeof setTimeout> | undefined;
-    const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, timeout)));
-    const closed = subs.map((s) => s.close({ timeout }));
-    if (this.#link) closed.push(Promise.race([this.#publisher.idle(), late]));
-    await Promise.all(closed);
-    clearTimeout(timer);
+    const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, Math.min(timeout, longest))));
+    const closed: Promise<unknown>[] = subs.map((s) => s.close({ timeout }));
+    if (this.#link) closed.push(this.#publisher.idle());
+    await Promise.race([Promise.all(closed), late]);
     const link = this.#link;
     this.#link = undefined;
     this.#stop();
-    await link?.bye();
+    await Promise.all([link?.bye(), Promise.race([this.#publisher.closed, late])]);
+    clearTimeout(timer);
   }
 
   /** Ends everything. */
@@ -161,7 +164,7 @@ export class Echo {
     clearTimeout(this.#auth);
     clearTimeout(this.#drain?.timer);
     const why = error ?? new ClosedError("the client is closed");
-    for (const s of this.#subs.values()) s.end(error ? why : undefined);
+    for (const s of this.#subs.values()) s.end(why);
     this.#subs.clear();
     this.#requests.clear();
     this.#publisher.end(why);
@@ -186,7 +189,8 @@ export class Echo {
 
   /** Keeps a link up. */
   async #run(): Promise<void> {
-    let wait = this.#backoff.first;
+    const { first, last } = this.#backoff;
+    let tries = 0; // since the server was last well
     await Promise.resolve(); // who called connect listens now
     while (!this.#ended) {
       this.#set({ state: "connecting" });
@@ -196,15 +200,15 @@ export class Echo {
       if (hopeless(code, this.#options.token)) return this.#stop(error);
       this.#set({ state: "down", error });
       if (this.#ended) return; // by who listened
-      if (Date.now() - this.#since > wellAfter) wait = this.#backoff.first;
-      let pause = Math.random() * wait;
-      wait = Math.min(2 * wait, this.#backoff.last);
+      if (Date.now() - this.#since > wellAfter) tries = 0;
+      let pause = Math.random() * Math.min(first * 2 ** tries, last, longest);
       if (this.#drain) {
-        pause = this.#drain.at - Date.now();
-        wait = this.#backoff.first;
+        // At once, unless one server after another goes away.
+        if (tries === 0) pause = this.#drain.left ? 0 : Math.random() * leavePause;
         clearTimeout(this.#drain.timer);
         this.#drain = undefined;
       }
+      tries++;
       const woken = await new Promise<boolean>((resolve) => {
         const timer = setTimeout(() => resolve(false), pause);
         this.#wake = () => {
@@ -212,7 +216,7 @@ export class Echo {
           resolve(true);
         };
       });
-      if (woken) wait = this.#backoff.first;
+      if (woken) tries = 0;
     }
   }
 
@@ -230,6 +234,7 @@ export class Echo {
         welcome: (link, f) => this.#up(link, f),
         message: (sid, f, line) => this.#subs.get(sid)?.message(f, line),
         frame: (f) => this.#frame(f),
+        heard: () => this.#subs.forEach((s) => s.heard()),
         ended: (link, end) => {
           if (this.#opening === link) this.#opening = undefined;
           if (this.#link === link) this.#down();
@@ -269,14 +274,15 @@ export class Echo {
     if (resumed) for (const sid of [...this.#unsubscribe]) this.#end(sid);
     else this.#unsubscribe.clear();
     for (const s of this.#subs.values()) s.up(link, resumed);
-    this.#publisher.up(link, f.max_publish || 1);
-    this.#freshen(f.ttl ?? 0);
+    this.#publisher.up(link, number(f.max_publish) || 1);
+    this.#freshen(number(f.ttl));
     this.#set({ state: "up", resumed });
   }
 
   #down(): void {
     this.#link = undefined;
     clearTimeout(this.#auth);
+    this.#requests.clear(); // what is to be sent again has its number
     for (const s of this.#subs.values()) s.down();
     this.#publisher.down();
   }
@@ -293,19 +299,22 @@ export class Echo {
       s?.answered(f);
       if (s?.broken) this.#subs.delete(s.sid);
     } else if (f.t === "drain") {
-      this.#leave(f.within ?? 0);
+      this.#leave(number(f.within));
     }
   }
 
-  /** Connects anew at a random moment, as the server asked for. */
+  /** Leaves the link at a random moment, as the server asked for, to connect again at once. */
   #leave(within: number): void {
     if (this.#drain) return;
     const link = this.#link;
-    const pause = Math.random() * within;
-    this.#drain = {
-      at: Date.now() + pause,
-      timer: setTimeout(() => link?.fail(new EchoError("the server is going away")), pause),
+    const drain = {
+      left: false,
+      timer: setTimeout(() => {
+        drain.left = true;
+        link?.fail(new EchoError("the server is going away"));
+      }, Math.random() * Math.min(within, leaveWithin)),
     };
+    this.#drain = drain;
   }
 
   /** Sends a fresh token in good time before a ttl ends. */
@@ -316,14 +325,14 @@ export class Echo {
     const end = Date.now() + ttl;
     // Later, if it fails; in the end the link does, and the next one has its own.
     const retry = () => {
-      if (this.#link === link && end - Date.now() > 1000) this.#freshen(end - Date.now());
+      if (this.#link === link && end - Date.now() > freshenPause) this.#freshen(end - Date.now());
     };
     this.#auth = setTimeout(() => {
       this.#token().then(
         (token) => {
           if (!link || this.#link !== link) return;
           const rid = ++this.#rid;
-          this.#requests.set(rid, (f) => (f.t === "ok" ? this.#freshen(f.ttl ?? 0) : retry()));
+          this.#requests.set(rid, (f) => (f.t === "ok" ? this.#freshen(number(f.ttl)) : retry()));
           link.send({ t: "auth", rid, token });
         },
         (e: unknown) => {
@@ -331,7 +340,7 @@ export class Echo {
           retry();
         },
       );
-    }, Math.min(ttl * 0.75, 2 ** 31 - 1));
+    }, Math.min(Math.max(ttl * 0.75, freshenPause), longest));
   }
 
   #subscribe(topic: string, o: SubscribeOptions & { group?: string }, handler: Handler<never> | undefined): Sub<never> {

@@ -52,11 +52,31 @@ export function parseFrame(line: string): Frame {
   return f as Frame;
 }
 
+/** A number that the server said, 0 if it said none that makes sense. */
+export function number(v: unknown): number {
+  return typeof v === "number" && v > 0 && Number.isFinite(v) ? v : 0;
+}
+
+/** The number for a frame that is not below `n`: frames have whole ones, below 2^53. */
+export function whole(n: number): number {
+  return Math.min(Math.ceil(n), Number.MAX_SAFE_INTEGER);
+}
+
+/** The longest that a timer takes, in milliseconds. */
+export const longest = 2 ** 31 - 1;
+
 const position = /^(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})$/;
 
 /** Whether a value is a position. */
 export function isPosition(v: unknown): v is Position {
   return typeof v === "string" && position.test(v);
+}
+
+/** The position of a frame. */
+export function positionOf(f: Frame): Position {
+  const p: unknown = f.pos ?? "0-0";
+  if (!isPosition(p)) throw new EchoError(`the server sent ${JSON.stringify(p)} for a position`);
+  return p;
 }
 
 /** Returns a number below, equal to or above 0, as `a` stands before, at or after `b` in their topic. */

@@ -1,6 +1,6 @@
 import { fields, weigh } from "./broadcast.js";
 import { asError, describe, EchoError, LeaseLostError, type GapError } from "./errors.js";
-import type { Frame } from "./frame.js";
+import { longest, number, whole, type Frame } from "./frame.js";
 import { Sub, type Delivery, type GroupOptions, type Handler, type Host, type Message } from "./subscription.js";
 
 type Kind = "ack" | "nack" | "release" | "extend";
@@ -13,8 +13,6 @@ interface Settlement {
   rid: number; // 0 before it is sent
   done: ((e?: Error) => void)[]; // by delivery
 }
-
-const longest = 2 ** 31 - 1; // of a timer, in milliseconds
 
 class GroupDelivery implements Delivery {
   readonly topic!: string;
@@ -35,6 +33,9 @@ class GroupDelivery implements Delivery {
   kept = true;
   lost = false;
   settled = false;
+  /** When its lease is over, by this clock, unless the server extends it once more. */
+  until = Infinity;
+  extending = 0; // requests that are not answered
 
   constructor(sub: Group, group: string, f: Frame, bytes: number) {
     Object.assign(this, fields(sub.topic, f));
@@ -68,6 +69,8 @@ export class Group extends Sub<GroupDelivery> {
   readonly #retryDelay: (attempt: number, error: Error) => number;
   readonly #leaseWanted: number;
   #lease = 0; // as the server said; 0 if it has none
+  #counted = { credit: 0, bytes: 0 }; // what the last request counted as held
+  #owed = { credit: 0, bytes: 0 }; // of that, what was given up before the answer
   #known = false;
   #seen = 0;
   #handedOut = 0; // the last that was, by number
@@ -76,7 +79,10 @@ export class Group extends Sub<GroupDelivery> {
   #bytes = 0; // of them
   #batch: Settlement[] = []; // of the moment, in order
   #waiting: Settlement[] = []; // for the server, in order
-  #timer: ReturnType<typeof setTimeout> | undefined;
+  #extendAt = Infinity; // when leases are extended
+  #timer: ReturnType<typeof setTimeout> | undefined; // for it
+  #lapseAt = Infinity; // when leases that nobody extends are looked at
+  #lapse: ReturnType<typeof setTimeout> | undefined; // for it
   #idle: (() => void)[] = [];
 
   constructor(host: Host, sid: number, topic: string, o: GroupOptions, handler: Handler<GroupDelivery> | undefined) {
@@ -100,6 +106,8 @@ export class Group extends Sub<GroupDelivery> {
   }
 
   protected request(resumed: boolean): object {
+    this.#counted = { credit: this.#held.size, bytes: this.#bytes };
+    this.#owed = { credit: 0, bytes: 0 };
     return {
       t: "sub",
       sid: this.sid,
@@ -121,22 +129,40 @@ export class Group extends Sub<GroupDelivery> {
       this.#stopping = false;
       return;
     }
-    this.#lease = f.lease ?? 0;
-    const counted = { credit: this.#held.size, bytes: this.#bytes };
-    if (!f.resumed && this.#known) this.#lose();
-    // What the request counted as held, and is lost, costs no credit.
-    if (counted.credit > this.#held.size && !this.over) this.host.link?.send({ t: "flow", sid: this.sid, ...counted });
+    this.#lease = number(f.lease);
+    if (!f.resumed && this.#known) {
+      this.#lose();
+      this.#owed = this.#counted;
+    }
+    // What the request counted as held, and is not any more, costs no credit.
+    this.#give(this.#owed);
     this.#known = true;
     for (const s of this.#waiting) this.#send(s, true);
     this.#watch();
   }
 
-  protected take(f: Frame, line: string): GroupDelivery {
-    const d = new GroupDelivery(this, this.#name, f, weigh(f, line));
+  protected take(f: Frame, line: string): GroupDelivery | undefined {
+    const bytes = weigh(f, line);
+    let d: GroupDelivery;
+    let failed: Error | undefined;
+    try {
+      d = new GroupDelivery(this, this.#name, f, bytes);
+    } catch (e) {
+      failed = this.unreadable(f, e);
+      const { t, n, attempt, id, pos } = f;
+      d = new GroupDelivery(this, this.#name, { t, n, attempt, id, pos } as Frame, bytes);
+    }
+    if (this.#lease > 0) d.until = performance.now() + this.#lease;
     this.#seen = d.n;
     this.#held.set(d.n, d);
     this.#bytes += d.bytes;
-    return d;
+    if (!failed) return d;
+    // Another member may be able to read it, or this one another time.
+    d.kept = false;
+    this.#insist(d, "nack", this.#delay(d, failed)).catch((e: unknown) => {
+      if (!d.lost) this.host.report(asError(e));
+    });
+    return undefined;
   }
 
   protected lost(_: GapError): void {}
@@ -152,11 +178,15 @@ export class Group extends Sub<GroupDelivery> {
 
   protected async done(d: GroupDelivery | GapError, failed?: Error): Promise<void> {
     if (!(d instanceof GroupDelivery)) return;
-    if (this.handled && !d.settled) {
-      if (failed) await this.#insist(d, "nack", this.#delay(d, failed));
-      else await this.#insist(d, "ack", 0);
+    try {
+      if (this.handled && !d.settled) {
+        if (failed) await this.#insist(d, "nack", this.#delay(d, failed));
+        else await this.#insist(d, "ack", 0);
+      }
+    } finally {
+      d.kept = false; // who did not settle it until now has to see to it
+      this.#expect(d);
     }
-    d.kept = false; // who did not settle it until now has to see to it
   }
 
   protected detached(): void {
@@ -179,7 +209,14 @@ export class Group extends Sub<GroupDelivery> {
 
   protected forget(): void {
     clearTimeout(this.#timer);
+    this.#extendAt = Infinity;
     this.#lose();
+  }
+
+  heard(): void {
+    const now = performance.now();
+    if (now >= this.#lapseAt) this.#lapseDue();
+    if (now >= this.#extendAt && this.open) this.#extend();
   }
 
   /** Settles a delivery, or extends its lease. */
@@ -187,12 +224,13 @@ export class Group extends Sub<GroupDelivery> {
     if (!Number.isFinite(delay) || delay < 0) return Promise.reject(new RangeError(`${delay} ms: want 0 or more`));
     if (d.lost) return Promise.reject(lost(d));
     if (d.settled) return Promise.reject(new EchoError(`delivery ${d.id} is settled already`));
-    if (kind !== "extend") {
+    if (kind === "extend") d.extending++;
+    else {
       d.settled = true;
       this.#drop(d);
     }
     return new Promise((resolve, reject) => {
-      this.#add(kind, Math.ceil(delay), d, (e) => (e ? reject(e) : resolve()));
+      this.#add(kind, whole(delay), d, (e) => (e ? reject(e) : resolve()));
     });
   }
 
@@ -259,6 +297,11 @@ export class Group extends Sub<GroupDelivery> {
     this.#waiting.splice(this.#waiting.indexOf(s), 1);
     const gone = new Set(f.ns);
     s.deliveries.forEach((d, i) => {
+      if (s.kind === "extend") {
+        d.extending--;
+        if (f.t !== "err" && this.#lease > 0) d.until = performance.now() + (s.delay || this.#lease);
+        this.#expect(d);
+      }
       if (f.t === "err") {
         if (s.kind !== "extend") this.#hold(d);
         s.done[i]!(new EchoError(`${s.kind} of delivery ${d.id}: ${describe(f.code ?? 0, f.text)}`, { code: f.code }));
@@ -274,6 +317,7 @@ export class Group extends Sub<GroupDelivery> {
     d.settled = false;
     this.#held.set(d.n, d);
     this.#bytes += d.bytes;
+    this.#expect(d);
   }
 
   /** Notes that a delivery is not held any more. */
@@ -287,6 +331,8 @@ export class Group extends Sub<GroupDelivery> {
   /** Notes that nothing is held any more of what was. */
   #lose(): void {
     this.#seen = this.#handedOut = 0;
+    clearTimeout(this.#lapse);
+    this.#lapseAt = Infinity;
     for (const d of [...this.#held.values()]) this.#loseOne(d);
     for (const s of [...this.#waiting.splice(0), ...this.#batch.splice(0)]) {
       if (s.rid > 0) this.host.forgetRequest(s.rid);
@@ -306,12 +352,57 @@ export class Group extends Sub<GroupDelivery> {
   #watch(): void {
     clearTimeout(this.#timer);
     if (this.#lease <= 0) return;
-    this.#timer = setTimeout(() => {
-      for (const d of this.#held.values()) {
-        if (d.kept) this.settle(d, "extend").catch(() => {});
+    const now = performance.now();
+    this.#extendAt = Math.min(this.#extendAt, now + Math.max(this.#lease / 3, 10));
+    this.#timer = setTimeout(() => this.#extend(), Math.min(this.#extendAt - now, longest));
+  }
+
+  #extend(): void {
+    this.#extendAt = Infinity;
+    for (const d of this.#held.values()) {
+      if (d.kept) this.settle(d, "extend").catch(() => {});
+    }
+    this.#watch();
+  }
+
+  /** Sees to it that a delivery is given up when its lease is over, if nobody settles it until then. */
+  #expect(d: GroupDelivery): void {
+    if (d.kept || d.settled || d.extending > 0) return;
+    const at = d.until + Math.min(this.#lease / 10, 1000);
+    if (at >= this.#lapseAt) return;
+    clearTimeout(this.#lapse);
+    this.#lapseAt = at;
+    this.#lapse = setTimeout(() => this.#lapseDue(), Math.min(Math.max(at - performance.now(), 0), longest));
+  }
+
+  /** Gives up deliveries whose leases are over: the group has them again, and the server gives no credit back for them. */
+  #lapseDue(): void {
+    clearTimeout(this.#lapse);
+    this.#lapseAt = Infinity;
+    const now = performance.now();
+    const back = { credit: 0, bytes: 0 };
+    for (const d of [...this.#held.values()]) {
+      if (d.kept || d.extending > 0) continue;
+      if (d.until > now) {
+        this.#expect(d);
+        continue;
       }
-      this.#watch();
-    }, Math.min(this.#lease / 3, longest));
+      this.#loseOne(d);
+      back.credit++;
+      back.bytes += d.bytes;
+    }
+    this.#give(back);
+  }
+
+  /** Gives credit back that no settlement does, now or when the server has answered. */
+  #give(back: { credit: number; bytes: number }): void {
+    if (back.credit === 0 || this.over) return;
+    if (this.open) {
+      this.host.link?.send({ t: "flow", sid: this.sid, ...back });
+      return;
+    }
+    this.#owed.credit += back.credit;
+    this.#owed.bytes += back.bytes;
   }
 }
 

@@ -1,5 +1,5 @@
 import { asError, describe, EchoError } from "./errors.js";
-import { byteLength, parseFrame, protocol, type Frame } from "./frame.js";
+import { byteLength, number, parseFrame, protocol, type Frame } from "./frame.js";
 
 /** What this package needs of a WebSocket: what browsers, Node 22 and the package `ws` have. */
 export interface WebSocketLike {
@@ -25,6 +25,8 @@ export interface LinkOwner {
   /** A message, delivery or gap of a subscription. */
   message(sid: number, f: Frame, line: string): void;
   frame(f: Frame): void;
+  /** Called after what came together. */
+  heard(): void;
   /** Called once, and nothing after it. */
   ended(link: Link, end: End): void;
 }
@@ -137,6 +139,7 @@ export class Link {
         else if (f.t === "msg" || f.t === "dlv" || f.t === "gap") this.#owner.message(run, f, line);
         else this.#frame(f);
       }
+      if (!this.#over) this.#owner.heard();
     } catch (e) {
       this.fail(asError(e));
     }
@@ -146,9 +149,9 @@ export class Link {
     switch (f.t) {
       case "welcome":
         if (this.#silence > 0) break;
-        this.#silence = Math.max(f.ping ?? 0, 1000);
-        this.maxMessage = f.max_message || Infinity;
-        this.#maxFrames = f.max_frames || Infinity;
+        this.#silence = Math.max(number(f.ping), 1000);
+        this.maxMessage = number(f.max_message) || Infinity;
+        this.#maxFrames = number(f.max_frames) || Infinity;
         clearTimeout(this.#timer);
         this.#watch();
         this.#owner.welcome(this, f);

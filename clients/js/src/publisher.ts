@@ -1,5 +1,5 @@
 import { asError, describe, EchoError, NotPublishedError, OutboxFullError, UnknownOutcomeError } from "./errors.js";
-import { byteLength, checkName, encodeHeader, encodeValue, type Frame, type HeaderInit, type Position } from "./frame.js";
+import { byteLength, checkName, encodeHeader, encodeValue, longest, number, whole, type Frame, type HeaderInit, type Position } from "./frame.js";
 import { uuid } from "./id.js";
 import { fits, type Link } from "./link.js";
 import type { Outbox, OutboxEntry } from "./outbox.js";
@@ -37,10 +37,11 @@ interface Entry {
   frame: string; // the fields of its pub that stay the same, without the first brace
   bytes: number;
   id: string;
-  rid: number; // 0 before it is sent
   deadline: number; // Infinity for none
-  sent: boolean; // on some link
+  sent: boolean; // on this link, and not answered
+  unsure: boolean; // sent on a link that broke before the answer: it may be stored
   given: boolean; // up, or settled
+  adding: boolean; // the outbox was asked to keep it
   stored: boolean; // in the outbox
   settle: (r: Receipt | Error) => void;
 }
@@ -55,11 +56,12 @@ export class Publisher {
   readonly #nextRid: () => number;
   readonly #report: (e: Error) => void;
   readonly #client = uuid();
-  #added: Promise<void> | undefined;
   readonly #underWay = new Map<number, Entry>(); // by rid, in order
   #waiting: Entry[] = []; // in order
-  #adding: OutboxEntry[] = [];
+  #adding: Entry[] = [];
+  #added: Promise<void> | undefined; // when those that are adding are
   #removing: string[] = [];
+  readonly #busy = new Set<Promise<void>>(); // what the outbox is asked for
   #link: Link | undefined;
   #most = 1;
   #bytes = 0; // under way
@@ -67,8 +69,11 @@ export class Publisher {
   #count = 0; // neither answered nor given up
   #ready: Promise<void> | undefined; // the outbox is open
   #opened: boolean;
+  #last = 0; // rid that was given
   #paused: ReturnType<typeof setTimeout> | undefined;
+  #refused = 0; // the last rid when the server refused something for the moment; 0 when it takes more again
   #ended: Error | undefined;
+  #closed: Promise<void> = Promise.resolve();
   #idle: (() => void)[] = [];
 
   constructor(outbox: Outbox | undefined, max: number, nextRid: () => number, report: (e: Error) => void) {
@@ -107,10 +112,17 @@ export class Publisher {
   /** Notes that there is no link. */
   down(): void {
     this.#link = undefined;
-    this.#resume();
-    this.#waiting = [...[...this.#underWay.values()].filter((e) => !e.given), ...this.#waiting];
+    clearTimeout(this.#paused);
+    this.#paused = undefined;
+    this.#refused = 0;
+    const entries = [...this.#underWay.values()];
+    for (const e of entries) {
+      e.sent = false;
+      e.unsure = true;
+    }
     this.#underWay.clear();
     this.#bytes = 0;
+    this.#wait(entries);
   }
 
   /** Gives everything up. */
@@ -119,7 +131,19 @@ export class Publisher {
     this.#ended = error;
     this.down();
     for (const e of this.#waiting.splice(0)) this.#giveUp(e, error, this.#outbox !== undefined);
-    void this.#outbox?.close().catch(() => {});
+    if (this.#outbox) this.#closed = this.#close(this.#outbox);
+  }
+
+  /** Fulfils when the outbox is closed, after `end`. */
+  get closed(): Promise<void> {
+    return this.#closed;
+  }
+
+  /** Closes the outbox when it has done what it was asked for. */
+  async #close(outbox: Outbox): Promise<void> {
+    await Promise.allSettled([this.#ready]);
+    while (this.#busy.size > 0) await Promise.allSettled(this.#busy);
+    await outbox.close().catch(() => {});
   }
 
   async publish(topic: string, value: unknown, o: PublishOptions = {}): Promise<Receipt> {
@@ -127,7 +151,7 @@ export class Publisher {
     const id = o.id ?? uuid();
     if (typeof id !== "string" || id === "" || byteLength(id) > 128) throw new TypeError("id: want 1 to 128 bytes");
     if (o.key !== undefined && typeof o.key !== "string") throw new TypeError("key: want a string");
-    if (o.timeout !== undefined && !(o.timeout > 0)) throw new RangeError(`timeout: ${o.timeout} is not above 0`);
+    if (o.timeout !== undefined && !(o.timeout > 0 && (o.timeout <= longest || o.timeout === Infinity))) throw new RangeError(`timeout: ${o.timeout} is not above 0, or more than ${longest}`);
     const { type, field, json } = encodeValue(value, o.type);
     const time = (o.time ?? new Date()).toISOString();
     const head = JSON.stringify({ topic, id, time, key: o.key || undefined, type: type || undefined, header: encodeHeader(o.header) });
@@ -145,9 +169,9 @@ export class Publisher {
       const abort = () => this.#giveUp(entry, o.signal!.reason, false);
       if (o.signal?.aborted) return abort();
       o.signal?.addEventListener("abort", abort);
-      if (o.timeout !== undefined) {
+      if (o.timeout !== undefined && o.timeout !== Infinity) {
         entry.deadline = Date.now() + o.timeout;
-        timer = setTimeout(() => this.#giveUp(entry, new EchoError(`no answer within ${o.timeout} ms`), false), Math.min(o.timeout, 2 ** 31 - 1));
+        timer = setTimeout(() => this.#giveUp(entry, new EchoError(`no answer within ${o.timeout} ms`), false), o.timeout);
       }
       this.#waiting.push(entry);
       if (this.#outbox) this.#keep(entry);
@@ -159,7 +183,7 @@ export class Publisher {
     this.#count++;
     const seq = ++this.#seq;
     const key = `${this.#client}:${seq.toString(36).padStart(10, "0")}`;
-    const entry: Entry = { seq, key, frame, id, bytes: frame.length, rid: 0, deadline: Infinity, sent: false, given: false, stored: !this.#outbox, settle: () => {} };
+    const entry: Entry = { seq, key, frame, id, bytes: frame.length, deadline: Infinity, sent: false, unsure: false, given: false, adding: false, stored: !this.#outbox, settle: () => {} };
     entry.settle = (r) => {
       if (entry.given) return;
       entry.given = true;
@@ -172,25 +196,25 @@ export class Publisher {
 
   /** Takes over what another client left. Nobody waits for it. */
   #take(left: OutboxEntry[]): void {
+    if (this.#ended) return;
     const entries = left.map(({ key, frame }) => {
       const { id } = JSON.parse(`{${frame}`) as { id: string };
       const e = this.#entry(frame, id, (r) => {
         if (r instanceof Error && !this.#ended) this.#report(r);
       });
-      return Object.assign(e, { key, seq: this.#opened ? e.seq : e.seq - 2 ** 50, stored: true, sent: true });
+      return Object.assign(e, { key, seq: this.#opened ? e.seq : e.seq - 2 ** 50, stored: true, unsure: true });
     });
-    if (this.#opened) this.#waiting.push(...entries);
-    else this.#waiting.unshift(...entries);
+    this.#wait(entries);
     this.#pump();
   }
 
   /** Puts an entry into the outbox, with others of the moment. */
   #keep(entry: Entry): void {
-    this.#adding.push({ key: entry.key, frame: entry.frame });
-    const added = this.#added ?? (this.#added = this.#addAll());
+    this.#adding.push(entry);
+    const added = this.#added ?? (this.#added = this.#ask(this.#addAll()));
     added.then(
       () => {
-        entry.stored = true;
+        entry.stored = entry.adding;
         if (entry.given) this.#forget(entry);
         this.#pump();
       },
@@ -204,11 +228,13 @@ export class Publisher {
 
   async #addAll(): Promise<void> {
     const [opened] = await Promise.allSettled([this.#ready]);
-    const entries = this.#adding;
+    const entries = this.#adding.filter((e) => !e.given);
     this.#adding = [];
     this.#added = undefined;
     if (opened.status === "rejected") throw opened.reason;
-    await this.#outbox!.add(entries);
+    if (entries.length === 0) return;
+    for (const e of entries) e.adding = true;
+    await this.#outbox!.add(entries.map(({ key, frame }) => ({ key, frame })));
   }
 
   /** Takes an entry out of the outbox. */
@@ -216,14 +242,32 @@ export class Publisher {
     if (!this.#outbox || !entry.stored) return;
     entry.stored = false;
     this.#removing.push(entry.key);
-    if (this.#removing.length > 1) return;
-    queueMicrotask(() => {
-      const keys = this.#removing;
-      this.#removing = [];
-      this.#outbox!.remove(keys).catch((e: unknown) => {
-        if (!this.#ended) this.#report(new EchoError("the outbox did not forget a message", { cause: e }));
-      });
-    });
+    if (this.#removing.length === 1) void this.#ask(this.#removeAll());
+  }
+
+  async #removeAll(): Promise<void> {
+    await Promise.resolve(); // with others of the moment
+    const keys = this.#removing;
+    this.#removing = [];
+    try {
+      await this.#outbox!.remove(keys);
+    } catch (e) {
+      if (!this.#ended) this.#report(new EchoError("the outbox did not forget a message", { cause: e }));
+    }
+  }
+
+  /** Takes note of what the outbox is asked for, until it is done. */
+  #ask(p: Promise<void>): Promise<void> {
+    this.#busy.add(p);
+    const done = () => void this.#busy.delete(p);
+    p.then(done, done);
+    return p;
+  }
+
+  /** Puts entries where they belong among those that wait. */
+  #wait(entries: Entry[]): void {
+    if (entries.length === 0) return;
+    this.#waiting = [...entries.filter((e) => !e.given), ...this.#waiting].sort((a, b) => a.seq - b.seq);
   }
 
   #drop(entry: Entry): void {
@@ -231,14 +275,14 @@ export class Publisher {
     if (i >= 0) this.#waiting.splice(i, 1);
   }
 
-  /** Gives an entry up, unless it is answered. If it is kept, another client may publish it. */
+  /** Gives an entry up, unless it is answered. If it is kept, another client may publish it: from when the outbox is asked to keep it. */
   #giveUp(entry: Entry, cause: unknown, kept: boolean): void {
     if (entry.given) return;
     this.#drop(entry);
     if (!kept) this.#forget(entry);
     const why = asError(cause).message;
     entry.settle(
-      entry.sent || (kept && entry.stored)
+      entry.sent || entry.unsure || (kept && (entry.stored || entry.adding))
         ? new UnknownOutcomeError(`whether message ${entry.id} ${kept ? "is, or will be," : "was"} stored is not known: ${why}`, { cause })
         : new NotPublishedError(`message ${entry.id} was not published: ${why}`, { cause }),
     );
@@ -248,9 +292,10 @@ export class Publisher {
   #pump(): void {
     const link = this.#link;
     if (!link || !this.#opened || this.#paused) return;
+    const most = this.#refused ? 1 : this.#most;
     let n = 0;
     for (const e of this.#waiting) {
-      if (!e.stored || this.#underWay.size >= this.#most || (this.#bytes > 0 && this.#bytes + e.bytes > bytesUnderWay)) break;
+      if (!e.stored || this.#underWay.size >= most || (this.#bytes > 0 && this.#bytes + e.bytes > bytesUnderWay)) break;
       n++;
       this.#send(e, link);
     }
@@ -258,19 +303,17 @@ export class Publisher {
   }
 
   #send(e: Entry, link: Link): void {
-    const rid = e.rid || this.#nextRid();
+    const rid = this.#nextRid();
     let line = `{"t":"pub","rid":${rid}`;
-    if (e.sent) line += ',"again":true';
-    if (e.deadline !== Infinity) line += `,"within":${Math.max(1, e.deadline - Date.now())}`;
+    if (e.unsure) line += ',"again":true';
+    if (e.deadline !== Infinity) line += `,"within":${Math.max(1, whole(e.deadline - Date.now()))}`;
     line += "," + e.frame;
     if (!fits(line, link)) {
-      queueMicrotask(() => {
-        this.#forget(e);
-        e.settle(new NotPublishedError(`message ${e.id} has ${byteLength(line)} bytes as a frame, the server takes ${link.maxMessage}`, { code: 103 }));
-      });
+      const what = `message ${e.id} has ${byteLength(line)} bytes as a frame, the server takes ${link.maxMessage}`;
+      queueMicrotask(() => this.#refuse(e, what, 103));
       return;
     }
-    e.rid = rid;
+    this.#last = rid;
     e.sent = true;
     this.#bytes += e.bytes;
     this.#underWay.set(rid, e);
@@ -279,40 +322,49 @@ export class Publisher {
 
   /** Gives an answer to those who wait for it. */
   answered(f: Frame): void {
+    const first = f.rid!;
+    const after = first + (number(f.count) || 1);
     const again: Entry[] = [];
-    const count = f.count || 1;
-    for (let i = 0; i < count; i++) {
-      const rid = f.rid! + i;
-      const e = this.#underWay.get(rid);
-      if (!e) continue;
+    for (const [rid, e] of this.#underWay) {
+      if (rid < first) continue;
+      if (rid >= after) break;
       this.#underWay.delete(rid);
       this.#bytes -= e.bytes;
+      e.sent = false;
       if (f.t === "err" && !e.given && (f.code === 306 || f.code === 503 || f.code === 504)) {
-        e.rid = 0; // surely not stored, and worth another try
-        e.sent = false;
-        again.push(e);
+        again.push(e); // not stored by this attempt, and worth another one
         continue;
       }
-      this.#forget(e);
-      if (f.t === "pubok") e.settle({ id: e.id, position: f.at?.[i] ?? "0-0", duplicate: f.again ?? false });
-      else if (f.code === 305) e.settle(new UnknownOutcomeError(`whether message ${e.id} was stored is not known`, { code: 305 }));
-      else e.settle(new NotPublishedError(`message ${e.id} was not published: ${describe(f.code ?? 0, f.text)}`, { code: f.code }));
+      if (rid > this.#refused) this.#refused = 0;
+      if (f.t === "pubok") {
+        this.#forget(e);
+        e.settle({ id: e.id, position: f.at?.[rid - first] ?? "0-0", duplicate: f.again ?? false });
+      } else if (f.code === 305) {
+        this.#forget(e);
+        e.settle(new UnknownOutcomeError(`whether message ${e.id} was stored is not known`, { code: 305 }));
+      } else this.#refuse(e, `message ${e.id} was not published: ${describe(number(f.code), f.text)}`, f.code);
     }
     if (again.length > 0) this.#pause(again);
     this.#pump();
   }
 
-  /** Waits a moment before entries are sent once more, in their order. */
-  #pause(entries: Entry[]): void {
-    this.#waiting = [...entries, ...this.#waiting].sort((a, b) => a.seq - b.seq);
-    this.#paused ??= setTimeout(() => {
-      this.#resume();
-      this.#pump();
-    }, 250 + Math.random() * 750);
+  /** Settles what is surely not stored by this attempt. Of one before nobody knows. */
+  #refuse(e: Entry, what: string, code: number | undefined): void {
+    this.#forget(e);
+    e.settle(e.unsure ? new UnknownOutcomeError(`${what}; whether it was stored before is not known`, { code }) : new NotPublishedError(what, { code }));
   }
 
-  #resume(): void {
-    clearTimeout(this.#paused);
-    this.#paused = undefined;
+  /**
+   * Waits a moment before entries are sent once more, in their order. Nothing
+   * passes them that is not under way: until the server takes something, one is
+   * sent at a time.
+   */
+  #pause(entries: Entry[]): void {
+    this.#refused = this.#last;
+    this.#wait(entries);
+    this.#paused ??= setTimeout(() => {
+      this.#paused = undefined;
+      this.#pump();
+    }, 250 + Math.random() * 750);
   }
 }

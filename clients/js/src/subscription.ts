@@ -1,5 +1,5 @@
 import { asError, ClosedError, describe, EchoError, GapError, SubscriptionError } from "./errors.js";
-import { checkName, isPosition, type Frame, type Header, type Position } from "./frame.js";
+import { checkName, isPosition, longest, positionOf, type Frame, type Header, type Position } from "./frame.js";
 import type { Link } from "./link.js";
 
 /** A message of a topic. */
@@ -23,7 +23,7 @@ export interface Delivery<T = unknown> extends Message<T> {
   readonly group: string;
   /** How often it was delivered, this time included. */
   readonly attempt: number;
-  /** Ack, nack or release was called, or the lease is lost. */
+  /** Ack, nack or release was called, or the lease is over. */
   readonly settled: boolean;
   /** The message is done. Rejects with a `LeaseLostError` if the group has it again. */
   ack(): Promise<void>;
@@ -53,7 +53,7 @@ export interface SubscribeOptions {
   prefetchBytes?: number;
   /** How many handlers may run at a time; 1 by default. */
   concurrency?: number;
-  /** Told of messages that are lost to the subscription, in their place in the order. */
+  /** Told of messages that are lost to the subscription, or cannot be read, in their place in the order. */
   onGap?: (gap: GapError) => void;
   /** Told of what a handler threw, or its promise was rejected with, and of a delivery that could not be settled after it. */
   onError?: (error: Error, message: Message) => void;
@@ -81,9 +81,12 @@ export interface Subscription<M extends Message = Message> extends AsyncIterable
   readonly position: Position | undefined;
   /** Fulfils when the server said for the first time that it is subscribed. */
   readonly ready: Promise<void>;
-  /** Fulfils after `close`; rejects if the server ended the subscription. */
+  /** Fulfils when `close` has; rejects if the server ended the subscription. */
   readonly closed: Promise<void>;
-  /** Ends it: waits for handlers that run, for 5 seconds by default. What was not handled goes back to a group. */
+  /**
+   * Ends it: waits for handlers that run, for 5 seconds by default. What was not
+   * handled goes back to a group. Called again, it waits for the same.
+   */
   close(options?: { timeout?: number }): Promise<void>;
 }
 
@@ -102,11 +105,12 @@ export interface Host {
 export const defaultPrefetch = 256;
 export const defaultPrefetchBytes = 1 << 20;
 const closeWithin = 5000;
+const wellAfter = 30_000; // a subscription that went on for so long
 
 function positive(name: string, n: number | undefined, other: number): number {
   if (n === undefined) return other;
   if (!Number.isFinite(n) || n < 1) throw new RangeError(`${name}: ${n} is not 1 or more`);
-  return Math.floor(n);
+  return Math.min(Math.floor(n), Number.MAX_SAFE_INTEGER);
 }
 
 /** The fields of a `sub` that say where to begin. */
@@ -142,7 +146,9 @@ export abstract class Sub<M extends Message> implements Subscription<M> {
   #running = 0;
   #takers: ((r: IteratorResult<M> | Error) => void)[] = [];
   #retry: ReturnType<typeof setTimeout> | undefined;
-  #tries = 0;
+  #tries = 0; // since it last went on for a while
+  #since = 0; // when the server answered
+  #closing: Promise<void> | undefined;
   #error: Error | undefined;
   #idle: (() => void)[] = [];
   #resolve = { ready: () => {}, closed: () => {} };
@@ -183,8 +189,8 @@ export abstract class Sub<M extends Message> implements Subscription<M> {
   protected abstract request(resumed: boolean): object;
   /** The server subscribed. */
   protected abstract subscribed(f: Frame): void;
-  /** Takes a message in, and returns it unless nobody wants it. */
-  protected abstract take(f: Frame, line: string): M | undefined;
+  /** Takes a message in, and returns it, or the loss that it is, unless nobody wants it. */
+  protected abstract take(f: Frame, line: string): M | GapError | undefined;
   /** Takes a loss in. */
   protected abstract lost(gap: GapError): void;
   /** A message may be handed out now. */
@@ -201,6 +207,8 @@ export abstract class Sub<M extends Message> implements Subscription<M> {
   protected abstract settled(): Promise<void>;
   /** Gives back what waits. */
   protected abstract abandon(): void;
+  /** Something came on the link: timers may be late, so what is due is done. */
+  abstract heard(): void;
 
   /** Subscribes on a link. */
   up(link: Link, resumed: boolean): void {
@@ -217,16 +225,17 @@ export abstract class Sub<M extends Message> implements Subscription<M> {
   answered(f: Frame): void {
     if (f.t === "subok") {
       this.open = true;
-      this.#tries = 0;
+      this.#since = Date.now();
       this.subscribed(f);
       this.#resolve.ready();
       this.pump();
       return;
     }
+    const { open } = this;
     this.down();
     this.forget();
     if (this.over) return;
-    if ((f.code ?? 0) >= 500) return this.#again();
+    if ((f.code ?? 0) >= 500) return this.#again(open);
     const who = this.group === undefined ? "subscription" : `subscription of group ${this.group}`;
     this.end(new SubscriptionError(`${who} to ${this.topic}: ${describe(f.code ?? 0, f.text)}`, { code: f.code }));
   }
@@ -234,19 +243,25 @@ export abstract class Sub<M extends Message> implements Subscription<M> {
   message(f: Frame, line: string): void {
     if (this.over) return;
     if (f.t === "gap") {
-      const gap = new GapError(this.topic, this.group, f.count ?? 0, f.pos ?? "0-0");
+      const gap = new GapError(this.topic, this.group, f.count ?? 0, positionOf(f));
       this.lost(gap);
       this.queue.push({ gap });
     } else {
-      const message = this.take(f, line);
-      if (message) this.queue.push({ message });
+      const it = this.take(f, line);
+      if (it instanceof GapError) this.queue.push({ gap: it });
+      else if (it) this.queue.push({ message: it });
     }
     this.pump();
   }
 
-  /** Ends it for good; an error says why, if it was not the application. */
-  end(error?: Error): void {
+  /** Ends it for good, unless the application did. */
+  end(error: Error): void {
     if (this.over) return;
+    this.#end(error);
+    this.#reject.closed(error);
+  }
+
+  #end(error?: Error): void {
     this.over = true;
     this.#error = error;
     clearTimeout(this.#retry);
@@ -255,20 +270,24 @@ export abstract class Sub<M extends Message> implements Subscription<M> {
     this.queue = [];
     for (const f of this.#takers.splice(0)) f(error ?? { done: true, value: undefined });
     this.#reject.ready(error ?? new ClosedError("the subscription is closed"));
-    if (error) this.#reject.closed(error);
-    else this.#resolve.closed();
   }
 
-  async close({ timeout = closeWithin }: { timeout?: number } = {}): Promise<void> {
-    if (this.over) return;
-    this.end();
+  close({ timeout = closeWithin }: { timeout?: number } = {}): Promise<void> {
+    return (this.#closing ??= this.#close(timeout));
+  }
+
+  async #close(timeout: number): Promise<void> {
+    const ended = this.over; // by the server
+    if (!ended) this.#end();
     let timer: ReturnType<typeof setTimeout> | undefined;
-    const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, timeout)));
+    const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, Math.min(timeout, longest))));
     const handled = this.#running === 0 ? Promise.resolve() : new Promise<void>((resolve) => this.#idle.push(resolve));
     await Promise.race([handled.then(() => this.settled()), late]);
     clearTimeout(timer);
+    if (ended) return;
     this.forget();
     this.host.unsubscribe(this.sid);
+    this.#resolve.closed();
   }
 
   [Symbol.asyncIterator](): AsyncIterator<M> {
@@ -378,8 +397,16 @@ export abstract class Sub<M extends Message> implements Subscription<M> {
     }
   }
 
+  /** A message of the topic cannot be read. */
+  protected unreadable(f: Frame, e: unknown): Error {
+    const error = new EchoError(`message ${f.id} of ${this.topic} cannot be read: ${asError(e).message}`, { cause: e });
+    this.host.report(error);
+    return error;
+  }
+
   /** Subscribes again a while after the server could not. */
-  #again(): void {
+  #again(open: boolean): void {
+    if (open && Date.now() - this.#since > wellAfter) this.#tries = 0;
     const most = Math.min(20_000, 250 * 2 ** this.#tries++);
     clearTimeout(this.#retry);
     this.#retry = setTimeout(() => {

@@ -1,0 +1,272 @@
+package wsstream
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/echobus/echo/transport"
+)
+
+// settlement is what a client wants done with deliveries.
+type settlement struct {
+	kind  kind
+	rid   uint64
+	c     *conn      // who is answered, if rid is not 0
+	ns    []uint64   // the deliveries, as the client says
+	ds    []delivery // or as the server does, and no client holds them
+	again bool       // the client may have said so before
+	delay time.Duration
+}
+
+type kind uint8
+
+const (
+	ack kind = iota
+	nack
+	release
+	extend
+)
+
+// settle sees to what a client wants done with deliveries.
+func (c *conn) settle(f *frame, k kind) bool {
+	g := c.session.groupOf(c, f.Sid)
+	if g == nil { // ended, or lost with its session: nothing of it is held
+		if f.Rid != 0 {
+			c.out.send(frame{Type: frameOK, Rid: f.Rid, Ns: f.Ns})
+		}
+		return true
+	}
+	op := settlement{kind: k, rid: f.Rid, c: c, ns: slices.Clone(f.Ns), again: f.Again}
+	switch k {
+	case nack:
+		op.delay = duration(f.Delay)
+	case extend:
+		op.delay = min(duration(f.Lease), leaseMost)
+	}
+	if !g.do(op) {
+		c.reject(CodeTooMany, "too many settlements at a time", closeFlood)
+		return false
+	}
+	return true
+}
+
+// do queues a settlement, and sees to it that it is done. It reports false if
+// too many are queued.
+func (g *groupSub) do(op settlement) bool {
+	g.mu.Lock()
+	if g.queued+len(op.ns) > 4*g.s.h.cfg.maxHeld {
+		g.mu.Unlock()
+		return false
+	}
+	g.queued += len(op.ns)
+	g.ops = append(g.ops, op)
+	start := !g.busy
+	g.busy = true
+	g.mu.Unlock()
+	if start && !g.s.h.spawn(g.settleAll) { // the handler is closed, and so is what it holds
+		g.mu.Lock()
+		g.rest()
+		g.mu.Unlock()
+	}
+	return true
+}
+
+// rest notes that nobody sees to what is queued. The caller holds mu.
+func (g *groupSub) rest() {
+	g.busy = false
+	g.quiet.Broadcast()
+}
+
+// settleAll does what is queued, settlements of a kind in a row together.
+func (g *groupSub) settleAll() {
+	for {
+		g.mu.Lock()
+		ops := g.ops
+		g.ops, g.queued = nil, 0
+		if len(ops) == 0 {
+			g.rest()
+			g.mu.Unlock()
+			return
+		}
+		g.mu.Unlock()
+		for len(ops) > 0 {
+			k := 1
+			for k < len(ops) && ops[k].kind == ops[0].kind && ops[k].delay == ops[0].delay {
+				k++
+			}
+			g.settleSome(ops[:k])
+			ops = ops[k:]
+		}
+	}
+}
+
+// settling is a settlement that is being done.
+type settling struct {
+	*settlement
+	ds   []delivery
+	gone []uint64 // named and not held
+}
+
+// settleSome does settlements of one kind.
+func (g *groupSub) settleSome(ops []settlement) {
+	k := ops[0].kind
+	all := make([]settling, len(ops))
+	var rs []transport.Receipt
+	g.mu.Lock()
+	for i := range ops {
+		all[i] = g.find(&ops[i])
+		for j := range all[i].ds {
+			rs = append(rs, all[i].ds[j].receipt)
+		}
+	}
+	g.mu.Unlock()
+	var err error
+	if len(rs) > 0 {
+		ctx, cancel := context.WithTimeout(g.s.h.ctx, g.s.h.cfg.sendFor)
+		err = g.apply(ctx, k, rs, ops[0].delay)
+		cancel()
+	}
+	var lost map[transport.Receipt]bool
+	if e, ok := errors.AsType[*transport.LeaseError](err); ok {
+		err, lost = nil, make(map[transport.Receipt]bool, len(e.Lost))
+		for _, r := range e.Lost {
+			lost[r] = true
+		}
+	}
+	g.mu.Lock()
+	for i := range all {
+		if err == nil {
+			all[i].gone = append(all[i].gone, g.settled(k, all[i].ds, lost, ops[0].delay)...)
+		} else if k != extend && all[i].settlement.ds == nil { // the client may try again
+			for _, d := range all[i].ds {
+				g.held[d.n] = d
+			}
+		}
+	}
+	g.mu.Unlock()
+	if len(rs) > 0 {
+		g.poke()
+		g.wake()
+	}
+	for i := range all {
+		all[i].answer(err)
+	}
+}
+
+// find looks up what a settlement names, and takes it out of what is held. The
+// caller holds mu.
+func (g *groupSub) find(op *settlement) settling {
+	s := settling{settlement: op, ds: op.ds}
+	for _, n := range op.ns {
+		d, ok := g.held[n]
+		switch {
+		case ok:
+			s.ds = append(s.ds, d)
+			if op.kind != extend {
+				delete(g.held, n)
+			}
+		case !op.again || !g.was(n):
+			s.gone = append(s.gone, n)
+		}
+	}
+	return s
+}
+
+// settled notes what was done, and returns what could not be as others hold it
+// now. The caller holds mu.
+func (g *groupSub) settled(k kind, ds []delivery, lost map[transport.Receipt]bool, d time.Duration) (gone []uint64) {
+	if d == 0 {
+		d = g.lease()
+	}
+	if k != extend {
+		g.remember(len(ds))
+	}
+	for i := range ds {
+		it := &ds[i]
+		late := lost[it.receipt]
+		if late {
+			gone = append(gone, it.n)
+		}
+		switch {
+		case it.n == 0: // it was for no client
+			continue
+		case k == extend && !late:
+			if h, ok := g.held[it.n]; ok {
+				h.due = time.Now().Add(d)
+				g.held[it.n] = h
+			}
+			continue
+		case k == extend:
+			if _, ok := g.held[it.n]; !ok { // named twice
+				continue
+			}
+			delete(g.held, it.n)
+		case !late:
+			g.past[it.n%uint64(len(g.past))] = it.n
+		}
+		if !g.manual {
+			g.give(1, it.size)
+		}
+	}
+	return gone
+}
+
+// remember makes room to remember n settled deliveries, besides some of before.
+// The caller holds mu.
+func (g *groupSub) remember(n int) {
+	if 2*n <= len(g.past) {
+		return
+	}
+	size := 256
+	for size < 2*n {
+		size *= 2
+	}
+	past := make([]uint64, size)
+	for _, n := range g.past {
+		past[n%uint64(size)] = n
+	}
+	g.past = past
+}
+
+// was reports whether a delivery was settled of late. The caller holds mu.
+func (g *groupSub) was(n uint64) bool {
+	return n != 0 && len(g.past) > 0 && g.past[n%uint64(len(g.past))] == n
+}
+
+// answer tells the client what was done.
+func (s *settling) answer(err error) {
+	switch {
+	case s.c == nil || s.rid == 0:
+	case errors.Is(err, errors.ErrUnsupported):
+		s.c.out.send(frame{Type: frameErr, Rid: s.rid, Code: CodeUnsupported, Text: err.Error()})
+	case err != nil:
+		s.c.out.send(frame{Type: frameErr, Rid: s.rid, Code: CodeUnavailable})
+	default:
+		s.c.out.send(frame{Type: frameOK, Rid: s.rid, Ns: s.gone})
+	}
+}
+
+func (g *groupSub) apply(ctx context.Context, k kind, rs []transport.Receipt, d time.Duration) error {
+	switch k {
+	case ack:
+		a, _ := transport.As[transport.Acker](g.sub)
+		return a.Ack(ctx, rs)
+	case release:
+		if r, ok := transport.As[transport.Releaser](g.sub); ok {
+			return r.Release(ctx, rs)
+		}
+		d = 0
+		fallthrough
+	case nack:
+		if n, ok := transport.As[transport.Nacker](g.sub); ok {
+			return n.Nack(ctx, rs, d)
+		}
+	case extend:
+		if e, ok := transport.As[transport.Extender](g.sub); ok {
+			return e.Extend(ctx, rs, d)
+		}
+	}
+	return errors.ErrUnsupported
+}
