@@ -176,15 +176,13 @@ func (p *process) end(t testing.TB) {
 		return
 	}
 	syscall.Kill(p.pid, syscall.SIGTERM)
-	select {
-	case <-p.done:
-		if p.signal(0) == nil {
+	for end := time.Now().Add(patience); p.signal(0) == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
 			t.Errorf("something is left of a program that was told to end:\n%s", p.said())
+			p.signal(syscall.SIGKILL)
+			break
 		}
-	case <-time.After(patience):
-		t.Errorf("a program that was told to end does not:\n%s", p.said())
 	}
-	p.signal(syscall.SIGKILL)
 	<-p.done
 }
 

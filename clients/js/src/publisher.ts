@@ -41,6 +41,7 @@ interface Entry {
   sent: boolean; // on this link, and not answered
   unsure: boolean; // sent on a link that broke before the answer: it may be stored
   given: boolean; // up, or settled
+  left: boolean; // to another client, in the outbox
   adding: boolean; // the outbox was asked to keep it
   stored: boolean; // in the outbox
   settle: (r: Receipt | Error) => void;
@@ -183,7 +184,7 @@ export class Publisher {
     this.#count++;
     const seq = ++this.#seq;
     const key = `${this.#client}:${seq.toString(36).padStart(10, "0")}`;
-    const entry: Entry = { seq, key, frame, id, bytes: frame.length, deadline: Infinity, sent: false, unsure: false, given: false, adding: false, stored: !this.#outbox, settle: () => {} };
+    const entry: Entry = { seq, key, frame, id, bytes: frame.length, deadline: Infinity, sent: false, unsure: false, given: false, left: false, adding: false, stored: !this.#outbox, settle: () => {} };
     entry.settle = (r) => {
       if (entry.given) return;
       entry.given = true;
@@ -215,7 +216,7 @@ export class Publisher {
     added.then(
       () => {
         entry.stored = entry.adding;
-        if (entry.given) this.#forget(entry);
+        if (entry.given && !entry.left) this.#forget(entry);
         this.#pump();
       },
       (e: unknown) => {
@@ -279,6 +280,7 @@ export class Publisher {
   #giveUp(entry: Entry, cause: unknown, kept: boolean): void {
     if (entry.given) return;
     this.#drop(entry);
+    entry.left = kept;
     if (!kept) this.#forget(entry);
     const why = asError(cause).message;
     entry.settle(

@@ -318,3 +318,132 @@ test("close of a subscription waits for its handler, and no other begins", async
   await unready.close();
   await assert.rejects(unready.ready, ClosedError);
 });
+
+test("close again waits for the same, and so does closed", async (t) => {
+  const server = await serve(t);
+  const echo = client(t, server.url);
+  let began = false;
+  let done = false;
+  const sub = echo.topic("t").subscribe({}, async () => {
+    began = true;
+    await sleep(150);
+    done = true;
+  });
+  await sub.ready;
+  await echo.topic("t").publish(1);
+  await until("it began", () => began);
+  const first = sub.close();
+  const order = [];
+  const all = [
+    sub.closed.then(() => order.push(`closed, ${done}`)),
+    sub.close().then(() => order.push(`again, ${done}`)),
+    echo.close().then(() => order.push(`client, ${done}`)),
+  ];
+  await first;
+  assert.ok(done);
+  await Promise.all(all);
+  assert.deepEqual(order.sort(), ["again, true", "client, true", "closed, true"]);
+});
+
+test("a client that is closed waits no longer than it was told to, whatever its subscriptions were", async (t) => {
+  const server = await serve(t);
+  const echo = client(t, server.url);
+  let began = false;
+  const sub = echo.topic("t").subscribe({}, () => ((began = true), sleep(1000)));
+  await sub.ready;
+  await echo.topic("t").publish(1);
+  await until("it began", () => began);
+  void sub.close({ timeout: 2000 });
+  const at = Date.now();
+  await echo.close({ timeout: 50 });
+  assert.ok(Date.now() - at < 500);
+});
+
+test("a message that cannot be read is lost, and told, and costs no credit", async (t) => {
+  const acks = [];
+  const server = await script(t, async (link) => {
+    link.send(welcome);
+    for (;;) {
+      const f = await link.next("sub", "ack");
+      if (f.t === "closed") return;
+      if (f.t === "ack") {
+        acks.push(f.pos);
+        continue;
+      }
+      const bad = [{ base64: "%%%" }, { header: { a: 1 }, data: 1 }, { header: "x" }, { type: 7, base64: "" }];
+      link.send({ t: "subok", sid: 1, pos: "1-0" }, { t: "run", sid: 1 }, { t: "msg", pos: "2-0", prev: "1-0", id: "a" });
+      bad.forEach((m, i) => link.send({ t: "run", sid: 1 }, { t: "msg", pos: `${i + 3}-0`, prev: `${i + 2}-0`, id: `bad${i}`, ...m }));
+      link.send({ t: "run", sid: 1 }, { t: "msg", pos: "7-0", prev: "6-0", id: "b" });
+    }
+  });
+  const echo = client(t, server.url, { errorsExpected: true });
+  const got = [];
+  const sub = echo.topic("t").subscribe({ prefetch: 4, onGap: (g) => got.push(`${g.count} at ${g.position}`) }, (m) => void got.push(m.id));
+  await until("all came", () => got.at(-1) === "b");
+  assert.deepEqual(got, ["a", "1 at 3-0", "1 at 4-0", "1 at 5-0", "1 at 6-0", "b"]);
+  assert.equal(echo.errors.length, 4);
+  assert.ok(echo.errors.every((e, i) => new RegExp(`message bad${i} of t cannot be read`).test(e.message)), `${echo.errors}`);
+  assert.equal(server.links(), 1);
+  await until("all is acknowledged", () => acks.at(-1) === "7-0");
+  assert.equal(sub.position, "7-0");
+});
+
+for (const group of [undefined, "g"]) {
+  test(`a ${group ? "group " : ""}subscription that ended is opened again, and nothing is said of it before the answer`, async (t) => {
+    const frames = [];
+    const server = await script(t, async (link) => {
+      link.send(welcome);
+      let subs = 0;
+      for (;;) {
+        const f = await link.next();
+        if (f.t === "closed") return;
+        frames.push(f);
+        if (f.rid) link.send({ t: "ok", rid: f.rid });
+        if (f.t !== "sub") continue;
+        subs++;
+        const m = (n) => (group ? { t: "dlv", n, attempt: 1, pos: `${n}-0`, id: `${n}` } : { t: "msg", pos: `${n}-0`, prev: `${n - 1}-0`, id: `${n}` });
+        if (subs === 1) link.send({ t: "subok", sid: 1, pos: "0-0", lease: 30 }, { t: "run", sid: 1 }, m(1), m(2), m(3), { t: "subend", sid: 1, code: 502 });
+        else if (subs === 2) link.send({ t: "err", sid: 1, code: 503 });
+        else {
+          await sleep(150);
+          frames.push({ t: "subok" });
+          link.send({ t: "subok", sid: 1, pos: "0-0", lease: 30 }, { t: "run", sid: 1 }, m(group ? 1 : 4));
+        }
+      }
+    });
+    const echo = client(t, server.url);
+    const got = [];
+    const options = { prefetch: 10, onError: () => {} };
+    if (group) options.group = group;
+    const sub = echo.topic("t").subscribe(options, async (m) => {
+      got.push(m.id);
+      await sleep(100);
+    });
+    await until("the subscription is open again", () => frames.some((f) => f.t === "subok"));
+    const between = frames.slice(0, frames.findIndex((f) => f.t === "subok"));
+    assert.deepEqual(between.filter((f) => f.t !== "ping").map((f) => f.t), group ? ["sub", "sub", "sub"] : ["sub", "sub", "sub"]);
+    await until("the rest came", () => got.at(-1) === (group ? "1" : "4") && got.length === (group ? 2 : 4));
+    await until("credit is all back", () => {
+      const given = frames.slice(frames.findLastIndex((f) => f.t === "sub")).reduce((n, f) => n + (f.credit ?? 0), 0);
+      return given === 10;
+    });
+    await sub.close();
+  });
+}
+
+test("a subscription that ends time and again is opened ever less often", async (t) => {
+  t.mock.method(Math, "random", () => 0.9);
+  let subs = 0;
+  const server = await script(t, async (link) => {
+    link.send(welcome);
+    for (;;) {
+      const f = await link.next("sub");
+      if (f.t === "closed") return;
+      subs++;
+      link.send({ t: "subok", sid: 1, pos: "1-0" }, { t: "subend", sid: 1, code: 502 });
+    }
+  });
+  client(t, server.url).topic("t").subscribe({}, () => {});
+  await sleep(2100); // after 275, 500, 950 and 1850 ms
+  assert.equal(subs, 4);
+});

@@ -147,3 +147,63 @@ test("a tab takes over what another one leaves when it is closed, and nothing wh
   await b.waitForFunction(() => client.pending === 0);
   assert.deepEqual((await server.read("t")).map((m) => m.text).sort(), ["of a", "of b"]);
 });
+
+test("an outbox goes on without locks that the browser refuses", async (t) => {
+  const server = await serve(t);
+  const page = await open(t);
+  await page.evaluate(async (url) => {
+    LockManager.prototype.request = () => Promise.reject(new DOMException("not in this page", "SecurityError"));
+    start(url, "box");
+    await client.topic("t").publish("stored");
+  }, server.url);
+  assert.deepEqual((await server.read("t")).map((m) => m.text), ["stored"]);
+});
+
+test("an outbox whose database the browser closed opens it again", async (t) => {
+  const server = await serve(t);
+  const page = await open(t);
+  await page.evaluate(async (url) => {
+    const { transaction } = IDBDatabase.prototype;
+    IDBDatabase.prototype.transaction = function (...args) {
+      window.database = this;
+      return transaction.apply(this, args);
+    };
+    start(url, "box");
+    await client.topic("t").publish("before");
+    database.close();
+    await Promise.all(["a", "b", "c"].map((v) => client.topic("t").publish(v)));
+  }, server.url);
+  assert.deepEqual((await server.read("t")).map((m) => m.text), ["before", "a", "b", "c"]);
+  await page.evaluate(() => client.close());
+  assert.equal(await page.evaluate(() => new Promise((resolve) => {
+    indexedDB.open("box").onsuccess = (e) => (e.target.result.transaction("publishes").objectStore("publishes").count().onsuccess = (e) => resolve(e.target.result));
+  })), 0, "nothing is left");
+});
+
+test("what another tab leaves and cannot be read at first is taken over later", async (t) => {
+  const server = await serve(t);
+  const context = await browser.newContext();
+  const [a, b] = [await open(t, { context }), await open(t, { context })];
+  await server.refuse(true);
+  for (const page of [a, b]) {
+    await page.evaluate(async (url) => {
+      start(url, "tabs");
+      void client.topic("t").publish(`of ${client.pending}`).catch(() => {});
+      await new Promise((resolve) => setTimeout(resolve, 200));
+    }, server.url);
+  }
+  await b.evaluate(() => {
+    const { getAll } = IDBObjectStore.prototype;
+    window.failures = 0;
+    IDBObjectStore.prototype.getAll = function (...args) {
+      if (failures++ === 0) throw new DOMException("not now", "UnknownError");
+      return getAll.apply(this, args);
+    };
+  });
+  await a.close();
+  await b.waitForFunction(() => client.pending === 2);
+  assert.equal(await b.evaluate(() => failures), 2);
+  await server.refuse(false);
+  await b.waitForFunction(() => client.pending === 0);
+  assert.equal((await server.read("t")).length, 2);
+});

@@ -371,3 +371,130 @@ test("what is lost with a session, or with a subscription in it, costs no credit
   assert.deepEqual([given(1), given(2), given(3)], [10, 10, 10]);
   assert.deepEqual(frames.filter((f) => f.t === "sub").map((f) => f.credit), [10, 9, 10]);
 });
+
+test("what nobody settles is given up when its lease is over, and the group goes on", async (t) => {
+  const server = await serve(t);
+  const echo = client(t, server.url);
+  const topic = echo.topic("t");
+  await publishAll(topic, numbers(20));
+  const attempts = new Map();
+  const skipped = [];
+  for await (const m of topic.subscribe({ group: "g", lease: 200, prefetch: 4 })) {
+    if (m.attempt === 1) {
+      skipped.push(m);
+      continue;
+    }
+    attempts.set(m.value, m.attempt);
+    await m.ack();
+    if (attempts.size === 20) break;
+  }
+  assert.deepEqual([...attempts].sort(([a], [b]) => a - b), numbers(20).map((i) => [i, 2]));
+  assert.ok(skipped.every((m) => m.settled));
+  await assert.rejects(skipped[0].ack(), LeaseLostError);
+});
+
+test("a delivery that is given up gives its credit back once, and is not settled any more", async (t) => {
+  const frames = [];
+  const server = await script(t, async (link) => {
+    link.send(welcome);
+    for (;;) {
+      const f = await link.next();
+      if (f.t === "closed") return;
+      frames.push(f);
+      if (f.t === "sub") link.send({ t: "subok", sid: f.sid, lease: 200 }, { t: "run", sid: f.sid }, ...[1, 2, 3].map((n) => ({ t: "dlv", n, attempt: 1, pos: `${n}-0`, id: `${n}`, data: "x" })));
+      else if (f.rid) link.send({ t: "ok", rid: f.rid });
+    }
+  });
+  const echo = client(t, server.url);
+  const it = echo.topic("t").subscribe({ group: "g", prefetch: 10 })[Symbol.asyncIterator]();
+  const [a, b, c] = [(await it.next()).value, (await it.next()).value, (await it.next()).value];
+  const began = Date.now();
+  await b.extend(600);
+  await until("the first is given up", () => a.settled);
+  assert.ok(Date.now() - began >= 190, `after ${Date.now() - began} ms`);
+  assert.deepEqual([b.settled, c.settled], [false, false]);
+  await assert.rejects(a.ack(), LeaseLostError);
+  await until("the second is given up", () => b.settled);
+  assert.ok(Date.now() - began >= 590, `after ${Date.now() - began} ms`);
+  await c.ack();
+  await sleep(50);
+  const flows = frames.filter((f) => f.t === "flow");
+  assert.deepEqual(flows.map((f) => f.credit), [1, 1]);
+  assert.ok(flows.every((f) => f.bytes > 0 && f.sid === 1));
+  assert.deepEqual(frames.filter((f) => f.t === "ack").map((f) => f.ns), [[3]]);
+  assert.ok(frames.filter((f) => f.t === "extend" && !f.lease).every((f) => f.ns.length === 1 && f.ns[0] === 3), "what is handed out last is extended, and nothing else");
+});
+
+test("what a handler could not settle is given up too", async (t) => {
+  let asked = 0;
+  const frames = [];
+  const server = await script(t, async (link) => {
+    link.send(welcome);
+    for (;;) {
+      const f = await link.next();
+      if (f.t === "closed") return;
+      frames.push(f);
+      if (f.t === "sub") link.send({ t: "subok", sid: f.sid, lease: 300 }, { t: "run", sid: f.sid }, { t: "dlv", n: 1, attempt: 1, pos: "1-0", id: "a" });
+      else if (f.t === "ack" && ++asked) link.send({ t: "err", rid: f.rid, code: 502 });
+      else if (f.rid) link.send({ t: "ok", rid: f.rid });
+    }
+  });
+  t.mock.method(Math, "random", () => 0.01);
+  const told = [];
+  client(t, server.url).topic("t").subscribe({ group: "g", onError: (e) => told.push(e.code) }, () => {});
+  await until("it is told", () => told.length === 1);
+  assert.deepEqual([told, asked], [[502], 5]);
+  await until("credit is given back", () => frames.some((f) => f.t === "flow" && f.credit === 1), 2000);
+});
+
+test("leases are extended when something comes, if timers are late as in a hidden page", async (t) => {
+  const { setTimeout: timeout } = globalThis;
+  t.mock.method(globalThis, "setTimeout", (f, ms, ...rest) => timeout(f, ms >= 50 && ms < 1000 ? 60_000 : ms, ...rest));
+  const extended = [];
+  const server = await script(t, async (link) => {
+    link.send(welcome);
+    const ping = setInterval(() => link.send({ t: "ping", n: 1 }), 100);
+    for (;;) {
+      const f = await link.next("sub", "extend");
+      if (f.t === "closed") return clearInterval(ping);
+      if (f.t === "sub") link.send({ t: "subok", sid: f.sid, lease: 300 }, { t: "run", sid: f.sid }, { t: "dlv", n: 1, attempt: 1, pos: "1-0", id: "a" }, { t: "dlv", n: 2, attempt: 1, pos: "2-0", id: "b" });
+      else {
+        extended.push([Date.now(), f.ns]);
+        link.send({ t: "ok", rid: f.rid });
+      }
+    }
+  });
+  const echo = client(t, server.url);
+  const began = Date.now();
+  const it = echo.topic("t").subscribe({ group: "g" })[Symbol.asyncIterator]();
+  const a = (await it.next()).value;
+  await (await it.next()).value;
+  await until("leases are extended four times", () => extended.length === 4, 2000);
+  assert.ok(Date.now() - began >= 390, `after ${Date.now() - began} ms`);
+  extended.reduce((last, [at]) => (assert.ok(at - last < 290, `${at - last} ms`), at), began);
+  assert.ok(extended.every(([, ns]) => ns.length === 1 && ns[0] === 2));
+  assert.ok(a.settled, "what nobody settles is looked at too");
+});
+
+test("a delivery that cannot be read goes back to the group after the delay, and the others come", async (t) => {
+  const frames = [];
+  const server = await script(t, async (link) => {
+    link.send(welcome);
+    for (;;) {
+      const f = await link.next();
+      if (f.t === "closed") return;
+      frames.push(f);
+      if (f.t === "sub") link.send({ t: "subok", sid: f.sid, lease: 60_000 }, { t: "run", sid: f.sid }, { t: "dlv", n: 1, attempt: 3, pos: "1-0", id: "a", base64: "%" }, { t: "dlv", n: 2, attempt: 1, pos: "2-0", id: "b" });
+      else if (f.rid) link.send({ t: "ok", rid: f.rid });
+    }
+  });
+  const echo = client(t, server.url, { errorsExpected: true });
+  const got = [];
+  echo.topic("t").subscribe({ group: "g", retryDelay: (attempt) => attempt * 100 }, (m) => void got.push(m.id));
+  await until("both are settled", () => frames.some((f) => f.t === "nack") && frames.some((f) => f.t === "ack"));
+  assert.deepEqual(got, ["b"]);
+  const nack = frames.find((f) => f.t === "nack");
+  assert.deepEqual([nack.ns, nack.delay], [[1], 300]);
+  assert.match(echo.errors[0].message, /message a of t cannot be read/);
+  assert.equal(server.links(), 1);
+});

@@ -131,6 +131,87 @@ for (const [code, stops] of [[4001, false], [4002, false], [4004, false], [4099,
   });
 }
 
+test("a client whose server goes away before it left connects at once", async (t) => {
+  const server = await script(t, async (link) => {
+    link.send(welcome);
+    if (link.n > 1) return;
+    link.send({ t: "drain", within: 60_000 });
+    setTimeout(() => link.close(4001, "going away"), 50);
+  });
+  const echo = client(t, server.url, { backoff: { first: 10_000, last: 10_000 } });
+  await until("a second link", () => server.links() === 2, 1000);
+  await state(echo, "up");
+});
+
+test("a drain that gives for ever, or no sensible time, makes no haste", async (t) => {
+  const server = await script(t, async (link) => {
+    link.send(welcome, { t: "drain", within: 1e15 }, { t: "drain", within: 1 });
+    await link.next("closed");
+  });
+  client(t, server.url);
+  await sleep(300);
+  assert.equal(server.links(), 1);
+});
+
+for (const [what, frames] of [
+  ["goes away at once", [{ t: "drain", within: 0 }]],
+  ["has times of no sense", [{ t: "drain", within: "soon" }, { t: "drain", within: -1 }]],
+  ["closes with 1009", 1009],
+  ["sends what cannot be", [{ t: "run", sid: 1 }, { t: "msg", pos: "9-0", prev: "8-0" }]],
+]) {
+  test(`a server that ${what}, time and again, is asked ever less often`, async (t) => {
+    t.mock.method(Math, "random", () => 0.5);
+    const server = await script(t, async (link) => {
+      link.send({ ...welcome, ping: "often", max_publish: -1 });
+      await link.next("sub");
+      link.send({ t: "subok", sid: 1, pos: "1-0" });
+      const f = await link.next("pub"); // the same each time
+      if (frames === 1009) link.close(1009, "too big");
+      else if (f.t === "pub") link.send(...frames);
+      await link.next("closed");
+    });
+    const echo = client(t, server.url, { backoff: { first: 20, last: 10_000 } });
+    echo.topic("t").subscribe({}, () => {});
+    echo.topic("t").publish("x".repeat(100)).catch(() => {});
+    await sleep(1300); // 10, 20, 40, 80, 160, 320 and 640 ms
+    assert.ok(server.links() >= 4 && server.links() <= 8, `${server.links()} links`);
+  });
+}
+
+test("a token is not asked for more often than once a second, and not before its time", async (t) => {
+  const asked = { soon: 0, never: 0 };
+  for (const [name, ttl] of [["soon", 3], ["never", 1e15]]) {
+    const server = await script(t, async (link) => {
+      link.send({ ...welcome, ttl });
+      for (;;) {
+        const f = await link.next("auth");
+        if (f.t === "closed") return;
+        link.send({ t: "ok", rid: f.rid, ttl });
+      }
+    });
+    client(t, server.url, { token: () => `t${++asked[name]}` });
+  }
+  await sleep(2300);
+  assert.deepEqual(asked, { soon: 3, never: 1 });
+});
+
+test("an answer to a request of a former link is none", async (t) => {
+  let rid;
+  const server = await script(t, async (link) => {
+    link.send({ ...welcome, ttl: link.n === 1 ? 1200 : 0 });
+    if (link.n === 1) {
+      rid = (await link.next("auth")).rid;
+      return link.ws.terminate();
+    }
+    link.send({ t: "ok", rid, ttl: 1 });
+  });
+  let asked = 0;
+  client(t, server.url, { token: () => `t${++asked}` });
+  await until("a second link", () => server.links() === 2);
+  await sleep(1300);
+  assert.equal(asked, 3);
+});
+
 for (const [what, bad] of [
   ["no JSON", "{"],
   ["no object", "7"],

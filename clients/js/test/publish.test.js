@@ -298,3 +298,183 @@ test("no more than max_publish messages are unanswered", async (t) => {
   await Promise.all(Array.from({ length: 20 }, (_, i) => echo.topic("t").publish(i)));
   assert.equal(most, 3);
 });
+
+test("what may be stored since an earlier link is sent as that, whatever the server refuses in between", async (t) => {
+  const sent = [];
+  const server = await script(t, async (link) => {
+    link.send(welcome);
+    for (;;) {
+      const f = await link.next("pub");
+      if (f.t === "closed") return;
+      sent.push([link.n, f.string, f.again ?? false]);
+      if (f.string === "a" && sent.filter((s) => s[1] === "a").length === 4) link.send({ t: "pubok", rid: f.rid, count: 1, at: ["1-1"], again: true });
+      else if (link.n === 1) link.ws.terminate();
+      else {
+        link.send({ t: "err", rid: f.rid, code: { a: 504, b: 503, c: 304 }[f.string] });
+        if (link.n === 2) setTimeout(() => link.ws.terminate(), 20);
+      }
+    }
+  });
+  const echo = client(t, server.url);
+  assert.equal((await echo.topic("t").publish("a")).duplicate, true);
+  assert.deepEqual(sent.slice(0, 4), [[1, "a", false], [2, "a", true], [3, "a", true], [3, "a", true]]);
+});
+
+for (const [what, answers] of [["given up", [503]], ["refused", [304]], ["refused after all", [306, 204]]]) {
+  test(`what may be stored since an earlier link and is ${what} has an unknown outcome`, async (t) => {
+    let n = 0;
+    const server = await script(t, async (link) => {
+      link.send(welcome);
+      for (;;) {
+        const f = await link.next("pub");
+        if (f.t === "closed") return;
+        if (link.n === 1) link.ws.terminate();
+        else link.send({ t: "err", rid: f.rid, code: answers[n++] });
+      }
+    });
+    const abort = new AbortController();
+    const published = client(t, server.url).topic("t").publish(1, { signal: abort.signal });
+    const outcome = assert.rejects(published, (e) => e instanceof UnknownOutcomeError && (what === "given up" || e.code === answers.at(-1)));
+    if (what === "given up") {
+      await until("the first answer", () => n === 1);
+      await sleep(30);
+      abort.abort();
+    }
+    await outcome;
+  });
+}
+
+test("what the server refuses for the moment keeps its place", async (t) => {
+  const stored = [];
+  let refuse = 2;
+  const server = await script(t, async (link) => {
+    link.send(welcome);
+    for (;;) {
+      const f = await link.next("pub");
+      if (f.t === "closed") return;
+      if (f.string === "a" && refuse-- > 0) link.send({ t: "err", rid: f.rid, code: 503 });
+      else {
+        stored.push(f.string);
+        link.send({ t: "pubok", rid: f.rid, count: 1, at: ["1-1"] });
+      }
+    }
+  });
+  const topic = client(t, server.url).topic("t");
+  const a = topic.publish("a");
+  await until("the first answer", () => refuse === 1);
+  await sleep(20);
+  await Promise.all([a, topic.publish("b"), topic.publish("c"), topic.publish("d")]);
+  assert.deepEqual(stored, ["a", "b", "c", "d"]);
+});
+
+test("what the server refused goes before what came after it, on the next link too", async (t) => {
+  const sent = [];
+  const server = await script(t, async (link) => {
+    link.send(welcome);
+    for (;;) {
+      const f = await link.next("pub");
+      if (f.t === "closed") return;
+      if (link.n === 2) {
+        sent.push([f.string, f.again ?? false, f.rid]);
+        link.send({ t: "pubok", rid: f.rid, count: 1, at: ["1-1"] });
+      } else if (f.string === "a") link.send({ t: "err", rid: f.rid, code: 503 });
+      else if (f.string === "c") setTimeout(() => link.ws.terminate(), 20);
+    }
+  });
+  const echo = client(t, server.url);
+  await state(echo, "up");
+  await Promise.all(["a", "b", "c"].map((v) => echo.topic("t").publish(v)));
+  assert.deepEqual(sent.map((s) => s.slice(0, 2)), [["a", false], ["b", true], ["c", true]]);
+  assert.ok(sent[0][2] < sent[1][2] && sent[1][2] < sent[2][2], "numbers ascend");
+});
+
+test("what an outbox was asked to keep when a client ends has an unknown outcome, what it was not is not published", async (t) => {
+  const server = await serve(t);
+  await server.refuse(true);
+  const memory = memoryOutbox();
+  const calls = [];
+  let go = () => {};
+  const slow = {
+    ...memory,
+    add: async (entries) => {
+      calls.push("add");
+      await new Promise((resolve) => (go = resolve));
+      await memory.add(entries);
+      calls.push("added");
+    },
+    close: async () => void calls.push("close"),
+  };
+  const first = client(t, server.url, { outbox: slow });
+  const asked = assert.rejects(first.topic("t").publish("asked"), UnknownOutcomeError);
+  await until("it is asked", () => calls.length === 1);
+  const given = new AbortController();
+  const unwanted = assert.rejects(first.topic("t").publish("unwanted", { signal: given.signal }), NotPublishedError);
+  given.abort();
+  const closed = first.close({ timeout: 200 });
+  await asked;
+  await unwanted;
+  assert.deepEqual(calls, ["add"]);
+  go();
+  await closed;
+  assert.deepEqual(calls, ["add", "added", "close"]);
+  const unopened = client(t, server.url, { outbox: { ...memory, open: () => sleep(50) } });
+  const never = assert.rejects(unopened.topic("t").publish("never"), NotPublishedError);
+  await unopened.close({ timeout: 10 });
+  await never;
+  await sleep(60);
+  await server.refuse(false);
+  const next = client(t, server.url, { outbox: memory });
+  await next.topic("t").publish("next");
+  assert.deepEqual((await server.read("t")).map((m) => m.text), ["asked", "next"]);
+});
+
+test("an answer that covers more than there is takes no longer", async (t) => {
+  const server = await script(t, async (link) => {
+    link.send(welcome);
+    for (;;) {
+      const f = await link.next("pub");
+      if (f.t === "closed") return;
+      link.send({ t: "pubok", rid: f.rid, count: 1e15, at: ["1-1"] });
+    }
+  });
+  const echo = client(t, server.url);
+  assert.equal((await echo.topic("t").publish(1)).position, "1-1");
+  await echo.topic("t").publish(2);
+});
+
+test("numbers of frames are whole, whatever the caller's are", async (t) => {
+  const frames = [];
+  const server = await script(t, async (link) => {
+    link.send(welcome);
+    for (;;) {
+      const f = await link.next();
+      if (f.t === "closed") return;
+      frames.push(f);
+      if (f.t === "pub") link.send({ t: "pubok", rid: f.rid, count: 1, at: ["1-1"] });
+      if (f.t === "sub") link.send({ t: "subok", sid: f.sid, lease: 60_000 }, { t: "run", sid: f.sid }, { t: "dlv", n: 1, pos: "1-0", id: "a" }, { t: "dlv", n: 2, pos: "2-0", id: "b" });
+      if (f.t === "extend" || f.t === "nack") link.send({ t: "ok", rid: f.rid });
+    }
+  });
+  const echo = client(t, server.url);
+  await state(echo, "up");
+  const topic = echo.topic("t");
+  await topic.publish(1, { timeout: 1499.5 });
+  await topic.publish(1, { timeout: Infinity });
+  await assert.rejects(topic.publish(1, { timeout: 1e12 }), RangeError);
+  const it = topic.subscribe({ group: "g", lease: 99.5, prefetch: 20.5, prefetchBytes: 1000.5 })[Symbol.asyncIterator]();
+  const [a, b] = [(await it.next()).value, (await it.next()).value];
+  await a.extend(10.5);
+  await a.nack(0.1);
+  await b.nack(1e300);
+  topic.subscribe({ prefetch: 1e300, prefetchBytes: Number.MAX_VALUE });
+  await until("all are sent", () => frames.filter((f) => f.t === "sub").length === 2);
+  for (const f of frames) for (const [k, v] of Object.entries(f)) assert.ok(typeof v !== "number" || Number.isSafeInteger(v), `${f.t} has ${k} ${v}`);
+  assert.equal(frames.filter((f) => f.within > 0).length, 1);
+  await echo.close({ timeout: Infinity });
+});
+
+test("the server takes a publish with a fraction of a millisecond", async (t) => {
+  const server = await serve(t);
+  await client(t, server.url).topic("t").publish(1, { timeout: 4999.5 });
+  assert.equal((await server.stats()).Errors, 0);
+});
