@@ -148,7 +148,7 @@ func start(t testing.TB, dir, program string, args ...string) *process {
 		cmd.Wait()
 	}()
 	t.Cleanup(func() { p.end(t) })
-	guard := exec.Command("sh", "-c", `read -r _; kill -KILL -- "-$0"`, strconv.Itoa(p.pid))
+	guard := exec.Command("sh", "-c", `read -r _; kill -s KILL -- "-$0"`, strconv.Itoa(p.pid))
 	guard.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // or an interrupt ends it first
 	_, err = guard.StdinPipe()
 	require.NoError(t, err)
