@@ -49,14 +49,30 @@ func Everything(subject string) *Grant {
 	}
 }
 
-func (g *Grant) maySubscribe(topic, group string) (may bool) {
-	defer func() { may = may && recover() == nil }()
-	return g != nil && g.Subscribe != nil && g.Subscribe(topic, group)
+// maySubscribe reports whether a client may read a topic.
+func (h *Handler) maySubscribe(g *Grant, topic, group string) bool {
+	return topic != h.cfg.kicks && g.Subscribe != nil && h.asks(func() bool { return g.Subscribe(topic, group) })
 }
 
-func (g *Grant) mayPublish(topic string) (may bool) {
-	defer func() { may = may && recover() == nil }()
-	return g != nil && g.Publish != nil && g.Publish(topic)
+// mayPublish reports whether a client may publish to a topic.
+func (h *Handler) mayPublish(g *Grant, topic string) bool {
+	return topic != h.cfg.kicks && g.Publish != nil && h.asks(func() bool { return g.Publish(topic) })
+}
+
+// asks asks the application. Where it is asked, a panic would end the process,
+// and not just a request.
+func (h *Handler) asks(f func() bool) (may bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			h.panicked(p)
+			may = false
+		}
+	}()
+	return f()
+}
+
+func (h *Handler) panicked(p any) {
+	h.cfg.logger.Error("wsstream: a function of the application panicked", "panic", p, "stack", string(debug.Stack()))
 }
 
 func (g *Grant) expired(now time.Time) bool { return !g.Expires.IsZero() && !now.Before(g.Expires) }
@@ -78,8 +94,8 @@ func (h *Handler) authorize(ctx context.Context, r *http.Request, token string) 
 		return h.cfg.anonymous, 0
 	}
 	defer func() {
-		if p := recover(); p != nil { // here it would end the process, and not just a request
-			h.cfg.logger.Error("wsstream: the Authorizer panicked", "panic", p, "stack", string(debug.Stack()))
+		if p := recover(); p != nil {
+			h.panicked(p)
 			g, code = nil, CodeInternal
 		}
 	}()

@@ -220,7 +220,7 @@ func TestDialNeedsAURL(t *testing.T) {
 // next one at once.
 func TestClientsLeaveWhenAskedTo(t *testing.T) {
 	mem := memstream.New()
-	defer mem.Close()
+	t.Cleanup(func() { mem.Close() })
 	n := newNodes(t, mem, mem)
 	const clients, window = 20, 2 * time.Second
 	var draining atomic.Bool
@@ -308,13 +308,10 @@ func TestTokensAreNotAskedForAllTheTime(t *testing.T) {
 // server is still at it.
 func TestPublishesGivenUpStillCount(t *testing.T) {
 	mem := memstream.New()
-	defer mem.Close()
+	t.Cleanup(func() { mem.Close() })
 	behind := &slow{Transport: mem, takes: 300 * time.Millisecond}
-	h := wsstream.NewHandler(behind, wsstream.WithAnonymous(wsstream.Everything("")), wsstream.WithMaxPublish(5))
-	s := httptest.NewServer(h)
-	defer s.Close()
-	defer h.Close()
-	c := dial(t, s.URL)
+	addr, h := serveOver(t, behind, wsstream.WithMaxPublish(5))
+	c := dial(t, "ws://"+addr)
 	for i := range 30 {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
 		_, err := c.Send(ctx, "t", []transport.Message{{ID: fmt.Sprint(i)}})

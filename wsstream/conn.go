@@ -413,13 +413,13 @@ func (c *conn) auth(f *frame) bool {
 	}
 	c.mu.Unlock()
 	for _, t := range tails {
-		if !g.maySubscribe(t.hub.topic, "") {
+		if !c.h.maySubscribe(g, t.hub.topic, "") {
 			c.dropTail(t.sid)
 			c.out.send(frame{Type: frameSubEnd, Sid: t.sid, Code: CodeForbidden})
 		}
 	}
 	for _, s := range c.session.all() {
-		if !g.maySubscribe(s.topic, s.name) {
+		if !c.h.maySubscribe(g, s.topic, s.name) {
 			c.session.drop(c, s.sid)
 			c.out.send(frame{Type: frameSubEnd, Sid: s.sid, Code: CodeForbidden})
 		}
@@ -474,7 +474,7 @@ func (c *conn) subscribe(f *frame) bool {
 		return c.refuse(f, CodeBadFrame, fmt.Sprintf("there is a subscription %d", f.Sid))
 	case n >= c.h.cfg.maxSubs && held == nil:
 		return c.refuse(f, CodeSubLimit, "")
-	case !c.grant.maySubscribe(f.Topic, f.Group):
+	case !c.h.maySubscribe(c.grant, f.Topic, f.Group):
 		if held != nil {
 			c.session.drop(c, f.Sid)
 		}
@@ -543,7 +543,7 @@ func (c *conn) started(p *pending, f *frame, add func() bool) error {
 		c.mu.Lock()
 		g := c.grant
 		c.mu.Unlock()
-		if !g.maySubscribe(f.Topic, f.Group) { // it was taken meanwhile
+		if !c.h.maySubscribe(g, f.Topic, f.Group) { // it was taken meanwhile
 			return &Error{Code: CodeForbidden}
 		}
 		if again, err := c.startedUnder(g, p, f.Sid, add); !again {

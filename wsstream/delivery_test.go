@@ -72,17 +72,14 @@ func TestGroupTakesWhatFits(t *testing.T) {
 // somebody else reads it already or not.
 func TestGapAtTheStart(t *testing.T) {
 	mem := memstream.New(memstream.WithMaxMessages(5), memstream.WithFull(memstream.DropOldest))
-	defer mem.Close()
-	h := wsstream.NewHandler(mem, wsstream.WithAnonymous(wsstream.Everything("")))
-	s := httptest.NewServer(h)
-	defer s.Close()
-	defer h.Close()
+	t.Cleanup(func() { mem.Close() })
+	addr, _ := serveOver(t, mem)
 	first := []transport.Message{{ID: "first"}}
 	_, err := mem.Send(t.Context(), "a", first)
 	require.NoError(t, err)
 	send(t, mem, "a", ids(20)...)
 	for range 3 {
-		c := openRaw(t, s.Listener.Addr().String(), "echo.v1+json")
+		c := openRaw(t, addr, "echo.v1+json")
 		c.hello()
 		c.say(fmt.Sprintf(`{"t":"sub","sid":1,"topic":"a","from":"pos","pos":"%v","credit":10,"bytes":1000}`, first[0].Position))
 		c.expect("subok")
@@ -226,12 +223,9 @@ func (s *slow) Send(ctx context.Context, topic string, msgs []transport.Message)
 func TestRetriesOfWhatWaited(t *testing.T) {
 	const n = 900
 	mem := memstream.New()
-	defer mem.Close()
+	t.Cleanup(func() { mem.Close() })
 	behind := &slow{Transport: mem, takes: 50 * time.Millisecond}
-	h := wsstream.NewHandler(behind, wsstream.WithAnonymous(wsstream.Everything("")))
-	s := httptest.NewServer(h)
-	defer s.Close()
-	defer h.Close()
+	addr, _ := serveOver(t, behind)
 	at := time.Now().UTC().Format(time.RFC3339Nano)
 	frames := func(from, to int, more string) (fs []string) {
 		for i := from; i < to; i++ {
@@ -246,7 +240,7 @@ func TestRetriesOfWhatWaited(t *testing.T) {
 			all := strings.ReplaceAll(strings.Join(frames(from, to, more), "\n"), `"topic":"t"`, `"topic":"`+topic+`"`)
 			c.say(all)
 		}
-		c := openRaw(t, s.Listener.Addr().String(), "echo.v1+json")
+		c := openRaw(t, addr, "echo.v1+json")
 		c.hello()
 		say(c, 0, 10, "")
 		time.Sleep(5 * time.Millisecond)
@@ -254,12 +248,12 @@ func TestRetriesOfWhatWaited(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 		c.Close()
 		// Twice more, as the next link may break too.
-		c = openRaw(t, s.Listener.Addr().String(), "echo.v1+json")
+		c = openRaw(t, addr, "echo.v1+json")
 		c.hello()
 		say(c, 0, n, `,"again":true`)
 		time.Sleep(time.Duration(round) * 30 * time.Millisecond)
 		c.Close()
-		c = openRaw(t, s.Listener.Addr().String(), "echo.v1+json")
+		c = openRaw(t, addr, "echo.v1+json")
 		c.hello()
 		say(c, 0, n, `,"again":true`)
 		for got := 0; got < n; {
@@ -279,18 +273,15 @@ func TestRetriesOfWhatWaited(t *testing.T) {
 // or none that is known.
 func TestRetryOfWhatIsUnderWay(t *testing.T) {
 	mem := memstream.New()
-	defer mem.Close()
+	t.Cleanup(func() { mem.Close() })
 	behind := &slow{Transport: mem, takes: 300 * time.Millisecond}
-	h := wsstream.NewHandler(behind, wsstream.WithAnonymous(wsstream.Everything("")))
-	s := httptest.NewServer(h)
-	defer s.Close()
-	defer h.Close()
-	c := openRaw(t, s.Listener.Addr().String(), "echo.v1+json")
+	addr, _ := serveOver(t, behind)
+	c := openRaw(t, addr, "echo.v1+json")
 	c.hello()
 	c.say(`{"t":"pub","rid":1,"topic":"t","id":"a","time":"2026-01-01T00:00:00Z"}`)
 	time.Sleep(50 * time.Millisecond)
 	c.Close()
-	c = openRaw(t, s.Listener.Addr().String(), "echo.v1+json")
+	c = openRaw(t, addr, "echo.v1+json")
 	c.hello()
 	c.say(`{"t":"pub","rid":2,"topic":"t","id":"a","time":"2026-01-01T00:00:00Z","again":true,"within":50}`)
 	require.EqualValues(t, 305, c.expect("err")["code"])
@@ -377,7 +368,7 @@ func TestReplacedLinkIsNotHeard(t *testing.T) {
 // A stream of events that opens while the server goes away is not forgotten.
 func TestEventsDuringADrain(t *testing.T) {
 	mem := memstream.New()
-	defer mem.Close()
+	t.Cleanup(func() { mem.Close() })
 	in := make(chan struct{})
 	h := wsstream.NewHandler(mem, wsstream.WithAuthorizer(func(context.Context, *http.Request, string) (*wsstream.Grant, error) {
 		close(in)
@@ -426,7 +417,7 @@ func (d deadSub) Receive(ctx context.Context, _ []transport.Message) (int, error
 // Close waits for nothing that will not come.
 func TestCloseWhileATopicIsReadBack(t *testing.T) {
 	mem := memstream.New()
-	defer mem.Close()
+	t.Cleanup(func() { mem.Close() })
 	h := wsstream.NewHandler(dead{mem}, wsstream.WithAnonymous(wsstream.Everything("")))
 	s := httptest.NewServer(h)
 	defer s.Close()
@@ -475,14 +466,11 @@ func TestSettlementsThatFail(t *testing.T) {
 // credit comes back once.
 func TestAckThatFails(t *testing.T) {
 	mem := memstream.New()
-	defer mem.Close()
+	t.Cleanup(func() { mem.Close() })
 	f := &failing{Transport: mem}
-	h := wsstream.NewHandler(f, wsstream.WithAnonymous(wsstream.Everything("")))
-	s := httptest.NewServer(h)
-	defer s.Close()
-	defer h.Close()
+	addr, _ := serveOver(t, f)
 	send(t, mem, "a", ids(5)...)
-	c := openRaw(t, s.Listener.Addr().String(), "echo.v1+json")
+	c := openRaw(t, addr, "echo.v1+json")
 	c.hello()
 	c.say(`{"t":"sub","sid":1,"topic":"a","group":"g","credit":1,"bytes":100000}`)
 	c.expect("dlv")

@@ -57,7 +57,7 @@ func (h *Handler) serveEvents(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), h.cfg.hello)
 	g, code := h.authorize(ctx, r, h.tokenOf(r))
 	cancel()
-	if g == nil || !g.maySubscribe(f.Topic, "") {
+	if g == nil || !h.maySubscribe(g, f.Topic, "") {
 		h.leave(place)
 		h.count.refused.Add(1)
 		status := http.StatusUnauthorized

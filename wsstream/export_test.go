@@ -37,3 +37,6 @@ func (t *Transport) Dump() (s string) {
 	}
 	return s
 }
+
+// Address is where a request comes from, as limits count it.
+var Address = address

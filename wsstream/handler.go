@@ -28,6 +28,7 @@ import (
 // transport to WebSocket clients. It is safe for concurrent use.
 type Handler struct {
 	t      transport.Transport
+	id     string // among the handlers over a transport
 	cfg    serverConfig
 	err    error
 	ctx    context.Context // of what is done behind, until Close
@@ -56,7 +57,7 @@ type Handler struct {
 // [Handler.Err] tells.
 func NewHandler(t transport.Transport, opts ...HandlerOption) *Handler {
 	h := &Handler{
-		t: t, cfg: serverDefaults(),
+		t: t, id: random(), cfg: serverDefaults(),
 		conns: make(map[*conn]struct{}), sessions: make(map[string]*session), hubs: make(map[string]*hub),
 	}
 	for _, o := range opts {
@@ -234,6 +235,9 @@ func (h *Handler) admit(place netip.Prefix) bool {
 	if !h.sweeping {
 		h.sweeping = true
 		h.work.Go(h.sweep)
+		if h.cfg.kicks != "" {
+			h.work.Go(h.follow)
+		}
 	}
 	return true
 }
@@ -531,6 +535,7 @@ type serverConfig struct {
 	authorize  Authorizer
 	anonymous  *Grant
 	queryToken string
+	kicks      string // the topic
 
 	maxMessage, helloBytes, maxFrames int
 	maxSubs, maxPublish, maxHeld      int

@@ -46,7 +46,7 @@ func (c *conn) publish(f *frame) publish {
 	default:
 		if err := transport.CheckName("topic", f.Topic); err != nil {
 			p.code, p.text = CodeRefused, err.Error()
-		} else if !c.grant.mayPublish(f.Topic) {
+		} else if !c.h.mayPublish(c.grant, f.Topic) {
 			p.code = CodeForbidden
 		}
 	}

@@ -198,15 +198,22 @@ func (c *raw) closed() (code int, reason string) {
 func serve(t testing.TB, opts ...wsstream.HandlerOption) (addr string, h *wsstream.Handler, mem *memstream.Transport) {
 	t.Helper()
 	mem = memstream.New()
-	h = wsstream.NewHandler(mem, append([]wsstream.HandlerOption{wsstream.WithAnonymous(wsstream.Everything(""))}, opts...)...)
+	t.Cleanup(func() { mem.Close() })
+	addr, h = serveOver(t, mem, opts...)
+	return addr, h, mem
+}
+
+// serveOver starts a server over a transport.
+func serveOver(t testing.TB, tr transport.Transport, opts ...wsstream.HandlerOption) (addr string, h *wsstream.Handler) {
+	t.Helper()
+	h = wsstream.NewHandler(tr, append([]wsstream.HandlerOption{wsstream.WithAnonymous(wsstream.Everything(""))}, opts...)...)
 	require.NoError(t, h.Err())
 	s := httptest.NewServer(h)
 	t.Cleanup(func() {
 		h.Close()
 		s.Close()
-		mem.Close()
 	})
-	return s.Listener.Addr().String(), h, mem
+	return s.Listener.Addr().String(), h
 }
 
 func send(t testing.TB, tr transport.Transport, topic string, ids ...string) {

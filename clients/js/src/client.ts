@@ -1,7 +1,7 @@
 import { Broadcast } from "./broadcast.js";
 import { asError, ClosedError, EchoError } from "./errors.js";
 import { Events } from "./events.js";
-import { checkName, longest, number, type Frame } from "./frame.js";
+import { amount, checkName, longest, type Frame } from "./frame.js";
 import { Group } from "./group.js";
 import { Link, openWithin, type End, type LinkOwner, type WebSocketClass } from "./link.js";
 import type { Outbox } from "./outbox.js";
@@ -48,6 +48,7 @@ export function connect(url: string | URL, options: ConnectOptions = {}): Echo {
 // A link that was up for so long shows that the server is well.
 const wellAfter = 30_000;
 const closeWithin = 5000;
+const goingAway = 4001; // close code
 const leaveWithin = 5 * 60_000; // after a drain, whatever the server says
 const leavePause = 250; // of clients whose server went away, so that they do not come all at once
 const freshenPause = 1000; // between asking for tokens for one link
@@ -202,12 +203,10 @@ export class Echo {
       if (this.#ended) return; // by who listened
       if (Date.now() - this.#since > wellAfter) tries = 0;
       let pause = Math.random() * Math.min(first * 2 ** tries, last, longest);
-      if (this.#drain) {
-        // At once, unless one server after another goes away.
-        if (tries === 0) pause = this.#drain.left ? 0 : Math.random() * leavePause;
-        clearTimeout(this.#drain.timer);
-        this.#drain = undefined;
-      }
+      // At once, unless one server after another goes away.
+      if (tries === 0 && (this.#drain || code === goingAway)) pause = this.#drain?.left ? 0 : Math.random() * leavePause;
+      clearTimeout(this.#drain?.timer);
+      this.#drain = undefined;
       tries++;
       const woken = await new Promise<boolean>((resolve) => {
         const timer = setTimeout(() => resolve(false), pause);
@@ -274,8 +273,8 @@ export class Echo {
     if (resumed) for (const sid of [...this.#unsubscribe]) this.#end(sid);
     else this.#unsubscribe.clear();
     for (const s of this.#subs.values()) s.up(link, resumed);
-    this.#publisher.up(link, number(f.max_publish) || 1);
-    this.#freshen(number(f.ttl));
+    this.#publisher.up(link, amount(f.max_publish) || 1);
+    this.#freshen(amount(f.ttl));
     this.#set({ state: "up", resumed });
   }
 
@@ -299,7 +298,7 @@ export class Echo {
       s?.answered(f);
       if (s?.broken) this.#subs.delete(s.sid);
     } else if (f.t === "drain") {
-      this.#leave(number(f.within));
+      this.#leave(amount(f.within));
     }
   }
 
@@ -332,7 +331,7 @@ export class Echo {
         (token) => {
           if (!link || this.#link !== link) return;
           const rid = ++this.#rid;
-          this.#requests.set(rid, (f) => (f.t === "ok" ? this.#freshen(number(f.ttl)) : retry()));
+          this.#requests.set(rid, (f) => (f.t === "ok" ? this.#freshen(amount(f.ttl)) : retry()));
           link.send({ t: "auth", rid, token });
         },
         (e: unknown) => {
@@ -395,6 +394,8 @@ export class Topic<T = unknown> {
    * Publishes a value, and fulfils when the server has stored it. It waits for
    * the link if there is none. It rejects with a `NotPublishedError` if the
    * message was surely not stored, with an `UnknownOutcomeError` if it may have been.
+   * Messages are stored in the order of publishing, but for one that the server
+   * refused for the moment: those that were under way with it may pass it.
    */
   publish(value: T, options?: PublishOptions): Promise<Receipt> {
     return this.#client.publish(value, options);
@@ -403,7 +404,9 @@ export class Topic<T = unknown> {
   /**
    * Subscribes as a member of a group, which share the messages. A delivery is
    * acknowledged when its handler's promise fulfils, and delivered again when
-   * that is rejected. Without a handler, iterate, and settle each delivery.
+   * that is rejected. Without a handler, iterate, and settle each delivery: one
+   * that is not when the next is asked for is lost when its lease is over, and
+   * delivered again.
    */
   subscribe(options: GroupOptions, handler?: Handler<Delivery<T>>): Subscription<Delivery<T>>;
   /** Subscribes to every message. A message is handled when its handler's promise is settled, whichever way. */

@@ -58,7 +58,7 @@ export class UnknownOutcomeError extends EchoError {
   override name = "UnknownOutcomeError";
 }
 
-/** The delivery is not this client's any more: its lease ended, or its session did. The group has the message again. */
+/** The delivery is not this client's any more: its lease is over, or its session is. The group has the message again. */
 export class LeaseLostError extends EchoError {
   override name = "LeaseLostError";
 }
@@ -73,7 +73,7 @@ export class ClosedError extends EchoError {
   override name = "ClosedError";
 }
 
-/** Messages are lost to a subscription. It goes on after `position`. */
+/** Messages are lost to a subscription, or cannot be read. It goes on after `position`. */
 export class GapError extends EchoError {
   override name = "GapError";
 

@@ -53,7 +53,7 @@ export function parseFrame(line: string): Frame {
 }
 
 /** A number that the server said, 0 if it said none that makes sense. */
-export function number(v: unknown): number {
+export function amount(v: unknown): number {
   return typeof v === "number" && v > 0 && Number.isFinite(v) ? v : 0;
 }
 

@@ -1,6 +1,6 @@
 import { fields, weigh } from "./broadcast.js";
 import { asError, describe, EchoError, LeaseLostError, type GapError } from "./errors.js";
-import { longest, number, whole, type Frame } from "./frame.js";
+import { amount, longest, whole, type Frame } from "./frame.js";
 import { Sub, type Delivery, type GroupOptions, type Handler, type Host, type Message } from "./subscription.js";
 
 type Kind = "ack" | "nack" | "release" | "extend";
@@ -129,7 +129,7 @@ export class Group extends Sub<GroupDelivery> {
       this.#stopping = false;
       return;
     }
-    this.#lease = number(f.lease);
+    this.#lease = amount(f.lease);
     if (!f.resumed && this.#known) {
       this.#lose();
       this.#owed = this.#counted;

@@ -1,5 +1,5 @@
 import { asError, describe, EchoError } from "./errors.js";
-import { byteLength, number, parseFrame, protocol, type Frame } from "./frame.js";
+import { amount, byteLength, parseFrame, protocol, type Frame } from "./frame.js";
 
 /** What this package needs of a WebSocket: what browsers, Node 22 and the package `ws` have. */
 export interface WebSocketLike {
@@ -149,9 +149,9 @@ export class Link {
     switch (f.t) {
       case "welcome":
         if (this.#silence > 0) break;
-        this.#silence = Math.max(number(f.ping), 1000);
-        this.maxMessage = number(f.max_message) || Infinity;
-        this.#maxFrames = number(f.max_frames) || Infinity;
+        this.#silence = Math.max(amount(f.ping), 1000);
+        this.maxMessage = amount(f.max_message) || Infinity;
+        this.#maxFrames = amount(f.max_frames) || Infinity;
         clearTimeout(this.#timer);
         this.#watch();
         this.#owner.welcome(this, f);

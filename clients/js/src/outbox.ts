@@ -21,7 +21,7 @@ export interface Outbox {
   add(entries: OutboxEntry[]): Promise<void>;
   /** Forgets entries. */
   remove(keys: string[]): Promise<void>;
-  /** Ends. What was not removed is left for another client. */
+  /** Ends, when what was asked for is done. What was not removed is left for another client. */
   close(): Promise<void>;
 }
 

@@ -1,5 +1,5 @@
 import { asError, describe, EchoError, NotPublishedError, OutboxFullError, UnknownOutcomeError } from "./errors.js";
-import { byteLength, checkName, encodeHeader, encodeValue, longest, number, whole, type Frame, type HeaderInit, type Position } from "./frame.js";
+import { amount, byteLength, checkName, encodeHeader, encodeValue, longest, whole, type Frame, type HeaderInit, type Position } from "./frame.js";
 import { uuid } from "./id.js";
 import { fits, type Link } from "./link.js";
 import type { Outbox, OutboxEntry } from "./outbox.js";
@@ -18,7 +18,7 @@ export interface PublishOptions {
   time?: Date;
   /** Gives the publish up. */
   signal?: AbortSignal;
-  /** Gives the publish up after so many milliseconds. */
+  /** Gives the publish up after so many milliseconds, below 2^31. */
   timeout?: number;
 }
 
@@ -325,7 +325,7 @@ export class Publisher {
   /** Gives an answer to those who wait for it. */
   answered(f: Frame): void {
     const first = f.rid!;
-    const after = first + (number(f.count) || 1);
+    const after = first + (amount(f.count) || 1);
     const again: Entry[] = [];
     for (const [rid, e] of this.#underWay) {
       if (rid < first) continue;
@@ -344,7 +344,7 @@ export class Publisher {
       } else if (f.code === 305) {
         this.#forget(e);
         e.settle(new UnknownOutcomeError(`whether message ${e.id} was stored is not known`, { code: 305 }));
-      } else this.#refuse(e, `message ${e.id} was not published: ${describe(number(f.code), f.text)}`, f.code);
+      } else this.#refuse(e, `message ${e.id} was not published: ${describe(amount(f.code), f.text)}`, f.code);
     }
     if (again.length > 0) this.#pause(again);
     this.#pump();

@@ -62,7 +62,11 @@ export interface SubscribeOptions {
 /** Options of a subscription as a member of a group. */
 export interface GroupOptions extends SubscribeOptions {
   group: string;
-  /** How long a delivery may stay unsettled, in milliseconds; it is extended while a handler runs. By default the server says. */
+  /**
+   * How long a delivery may stay unsettled, in milliseconds; by default the server
+   * says. It is extended while the delivery waits here or is handled, or is the
+   * last that an iteration handed out.
+   */
   lease?: number;
   /** How long before what a handler failed at is delivered again, in milliseconds; 1 second by default. */
   retryDelay?: number | ((attempt: number, error: Error) => number);

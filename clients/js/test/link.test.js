@@ -131,17 +131,20 @@ for (const [code, stops] of [[4001, false], [4002, false], [4004, false], [4099,
   });
 }
 
-test("a client whose server goes away before it left connects at once", async (t) => {
-  const server = await script(t, async (link) => {
-    link.send(welcome);
-    if (link.n > 1) return;
-    link.send({ t: "drain", within: 60_000 });
-    setTimeout(() => link.close(4001, "going away"), 50);
+for (const [what, ends] of [
+  ["a drain", (link) => (link.send({ t: "drain", within: 60_000 }), setTimeout(() => link.ws.terminate(), 50))],
+  ["a close that says so", (link) => link.close(4001, "going away")],
+]) {
+  test(`a client whose server goes away after ${what} connects at once`, async (t) => {
+    const server = await script(t, async (link) => {
+      link.send(welcome);
+      if (link.n === 1) ends(link);
+    });
+    const echo = client(t, server.url, { backoff: { first: 60_000, last: 60_000 } });
+    await until("a second link", () => server.links() === 2, 1000);
+    await state(echo, "up");
   });
-  const echo = client(t, server.url, { backoff: { first: 10_000, last: 10_000 } });
-  await until("a second link", () => server.links() === 2, 1000);
-  await state(echo, "up");
-});
+}
 
 test("a drain that gives for ever, or no sensible time, makes no haste", async (t) => {
   const server = await script(t, async (link) => {
