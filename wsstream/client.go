@@ -83,6 +83,8 @@ type clientSub interface {
 	answered(f *frame) verdict
 	// message takes a message or a loss.
 	message(f *frame) error
+	// arrived is called when all is taken that came together.
+	arrived()
 	// shut ends it, if the transport is closed or the server ended it.
 	shut(err error)
 }
@@ -359,6 +361,9 @@ func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
 					return transport.ErrClosed
 				}
 			case frameRun:
+				if sub != nil {
+					sub.arrived()
+				}
 				t.mu.Lock()
 				sub = t.subs[f.Sid]
 				t.mu.Unlock()
@@ -384,6 +389,9 @@ func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
 			case frameOK, framePubOK, frameSubOK, frameSubEnd:
 				t.answer(l, &f)
 			}
+		}
+		if sub != nil {
+			sub.arrived()
 		}
 	}
 }

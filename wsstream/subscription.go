@@ -112,7 +112,6 @@ func (s *broadcast) message(f *frame) error {
 	if f.Type == frameGap {
 		s.last = f.Pos
 		s.came = append(s.came, stretch{lost: &transport.LostError{Topic: s.topic, Count: f.Count, Next: f.Pos}})
-		s.Wake()
 		return nil
 	}
 	if f.Prev.Compare(s.last) > 0 {
@@ -122,7 +121,6 @@ func (s *broadcast) message(f *frame) error {
 	m := f.message()
 	if len(s.came) == 0 {
 		s.came = append(s.came, stretch{})
-		s.Wake()
 	}
 	last := &s.came[len(s.came)-1]
 	last.msgs = append(last.msgs, m)
@@ -130,6 +128,8 @@ func (s *broadcast) message(f *frame) error {
 	s.bytes += m.Size()
 	return nil
 }
+
+func (s *broadcast) arrived() { s.Wake() }
 
 // next makes the oldest stretch that came what Receive takes from.
 func (s *broadcast) next() bool {
@@ -246,8 +246,9 @@ type member struct {
 	open    bool // the server has it, on this link
 	closed  bool
 	lease   time.Duration
-	gen     uint64 // of the session
-	seen    uint64 // the last delivery that came
+	gen     uint64              // of the session
+	seen    uint64              // the last delivery that came
+	batch   []transport.Message // the last of them
 	came    []transport.Message
 	lost    *transport.LostError
 	final   error
@@ -283,6 +284,7 @@ func (s *member) request(resumed bool) frame {
 	if !resumed && s.known {
 		s.anew()
 	}
+	s.came, s.batch = append(s.came, s.batch...), nil
 	if len(s.came) > 0 && !s.waiting { // as if it had not come
 		s.seen = number(s.came[0].Token) - 1
 		s.came = nil
@@ -298,7 +300,7 @@ func (s *member) request(resumed bool) frame {
 func (s *member) anew() {
 	s.gen++
 	s.seen = 0
-	s.came = nil
+	s.came, s.batch = nil, nil
 }
 
 // settles reports whether deliveries can be settled now, or never.
@@ -358,19 +360,29 @@ func (s *member) message(f *frame) error {
 			lost.Count += s.lost.Count
 		}
 		s.lost = lost
-		s.signal()
 		return nil
 	}
 	s.seen = f.N
-	s.asked = 0
 	m := f.message()
 	m.Token = s.gen<<genShift | f.N
-	s.came = append(s.came, m)
-	if !s.waiting && s.stale == nil {
-		s.stale = time.AfterFunc(100*time.Millisecond, s.giveBack)
+	s.batch = append(s.batch, m)
+	return nil
+}
+
+// arrived lets Receive have what came together. Were it one by one, Receive
+// would ask for more while that is on its way.
+func (s *member) arrived() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.batch) > 0 {
+		s.asked = 0
+		s.came, s.batch = append(s.came, s.batch...), s.batch[:0]
+		clear(s.batch[:cap(s.batch)])
+		if !s.waiting && s.stale == nil {
+			s.stale = time.AfterFunc(100*time.Millisecond, s.giveBack)
+		}
 	}
 	s.signal()
-	return nil
 }
 
 // giveBack gives back what came and nobody received for a while, as Receive
