@@ -2,6 +2,7 @@ package wsstream_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -288,7 +289,7 @@ func TestPositionsOfClients(t *testing.T) {
 	d.hello()
 	d.say(`{"t":"sub","sid":1,"topic":"a","from":"oldest","credit":1,"bytes":1000}`)
 	d.expect("msg")
-	d.say(`{"t":"ack","rid":1,"sid":1,"pos":"18446744073709551615-0"}`, `{"t":"ack","rid":2,"sid":1,"pos":"18446744073709551615-0"}`)
+	d.say(`{"t":"ack","rid":1,"sid":1,"pos":"18446744073709551615-0"}`)
 	d.expect("msg")
 	d.say(`{"t":"ping","n":1}`)
 	for f := d.hear(); ; f = d.hear() {
@@ -419,4 +420,43 @@ func TestWhatIsKeptOfClients(t *testing.T) {
 	}
 	require.Less(t, len(fmt.Sprintf("%+v", h.Stats())), size+10)
 	require.Zero(t, h.Stats().Topics, "publishing reads nothing")
+}
+
+// A message that is much too large does not cost its sender the reason why.
+func TestCloseCodeArrives(t *testing.T) {
+	addr, _, _ := serve(t, wsstream.WithMaxMessage(64<<10))
+	for range 50 {
+		c := openRaw(t, addr, "echo.v1+json")
+		c.hello()
+		go c.Write(maskedFrame(fin|opText, make([]byte, 3<<20)))
+		code, _ := c.closed()
+		require.Equal(t, 1009, code)
+	}
+}
+
+// Whatever a client sends shows that it is alive.
+func TestControlFramesAreSignsOfLife(t *testing.T) {
+	addr, _, _ := serve(t, wsstream.WithHeartbeat(200*time.Millisecond, 200*time.Millisecond))
+	c := openRaw(t, addr, "echo.v1+json")
+	c.hello()
+	for range 20 {
+		c.bytes(maskedFrame(fin|opPing, []byte("x"))...)
+		time.Sleep(50 * time.Millisecond)
+	}
+	c.say(`{"t":"ping","n":7}`)
+	require.EqualValues(t, 7, pong(c))
+}
+
+// pong reads until a frame pong, past control frames.
+func pong(c *raw) any {
+	for {
+		op, payload, err := c.read()
+		require.NoError(c.t, err)
+		for line := range strings.Lines(string(payload)) {
+			var f object
+			if op == opText && json.Unmarshal([]byte(line), &f) == nil && f["t"] == "pong" {
+				return f["n"]
+			}
+		}
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -30,6 +31,7 @@ type link struct {
 	mu       sync.Mutex // held while a frame is written
 	deadline time.Time  // of writing, as last set
 	ended    bool       // a close frame was written: nothing may follow
+	closed   bool
 }
 
 // hijacker gives the library a link in place of the connection.
@@ -87,6 +89,22 @@ func (l *link) Write(p []byte) (int, error) {
 	}
 	return l.Conn.Write(p)
 }
+
+// Close closes the connection. After a close frame it first takes in what the
+// peer still sends, for a moment: else the peer's system might throw the frame away.
+func (l *link) Close() error {
+	l.mu.Lock()
+	linger := l.ended && !l.closed
+	l.closed = true
+	l.mu.Unlock()
+	if c, ok := l.Conn.(interface{ CloseWrite() error }); ok && linger && c.CloseWrite() == nil {
+		l.Conn.SetReadDeadline(time.Now().Add(lingerFor))
+		io.Copy(io.Discard, l.Conn)
+	}
+	return l.Conn.Close()
+}
+
+const lingerFor = 500 * time.Millisecond
 
 // writeMessage writes what b has after its headroom as one message.
 func (l *link) writeMessage(b []byte, opcode byte) error {
