@@ -1,11 +1,19 @@
 package wsstream_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -36,7 +44,8 @@ func newNodes(t testing.TB, over ...transport.Transport) *nodes {
 	t.Helper()
 	n := &nodes{}
 	for _, tr := range over {
-		n.handlers = append(n.handlers, wsstream.NewHandler(tr, wsstream.WithAnonymous(wsstream.Everything("")), wsstream.WithHold(2*time.Second)))
+		n.handlers = append(n.handlers, wsstream.NewHandler(tr, wsstream.WithAnonymous(wsstream.Everything("")),
+			wsstream.WithHold(2*time.Second), wsstream.WithHeartbeat(500*time.Millisecond, 500*time.Millisecond)))
 	}
 	n.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n.handlers[int(n.next.Add(1))%len(n.handlers)].ServeHTTP(w, r)
@@ -62,6 +71,59 @@ func (n *nodes) dial(t testing.TB, opts ...wsstream.DialOption) *wsstream.Transp
 	require.NoError(t, err)
 	t.Cleanup(func() { tr.Close() })
 	return tr
+}
+
+// lasts is how long trouble does: longer as ECHO_SOAK says.
+func lasts() time.Duration {
+	if factor, err := strconv.Atoi(os.Getenv("ECHO_SOAK")); err == nil {
+		return time.Duration(factor) * 4 * time.Second
+	}
+	return 4 * time.Second
+}
+
+// trouble is a way to make trouble between clients and servers.
+type trouble struct {
+	dial  func(t testing.TB, opts ...wsstream.DialOption) *wsstream.Transport
+	begin func()
+	end   func()
+	tell  func() string // what there is to know if messages are missing
+}
+
+func (n *nodes) tell() (s string) {
+	for i, h := range n.handlers {
+		s += fmt.Sprintf("node %d: %+v\n%s", i, h.Stats(), h.Dump())
+	}
+	return s
+}
+
+// cuts ends every link after some time.
+func (n *nodes) cuts() trouble {
+	return trouble{n.dial, func() { n.proxy.Storm(20*time.Millisecond, 200*time.Millisecond, 1) }, func() { n.proxy.Storm(0, 0, 0) }, n.tell}
+}
+
+// holes lets nothing pass for a while, time and again: nobody is told that the
+// other is gone.
+func (n *nodes) holes() trouble {
+	stop := make(chan struct{})
+	var work sync.WaitGroup
+	begin := func() {
+		work.Go(func() {
+			for i := 0; ; i++ {
+				n.proxy.Blackhole(i%2 == 0)
+				select {
+				case <-time.After([]time.Duration{1500, 300, 100, 100}[i%4] * time.Millisecond): // the first is too long for clients
+				case <-stop:
+					return
+				}
+			}
+		})
+	}
+	end := func() {
+		close(stop)
+		work.Wait()
+		n.proxy.Blackhole(false)
+	}
+	return trouble{n.dial, begin, end, n.tell}
 }
 
 func TestConformanceOverRedis(t *testing.T) {
@@ -106,33 +168,147 @@ func TestConformanceOverABadNetwork(t *testing.T) {
 func TestLinksThatBreak(t *testing.T) {
 	mem := memstream.New()
 	defer mem.Close()
-	brokenLinks(t, newNodes(t, mem, mem))
+	brokenLinks(t, newNodes(t, mem, mem).cuts())
 }
 
 // With one node, which remembers what it published, nothing is stored twice.
 func TestLinksThatBreakToOneNode(t *testing.T) {
 	mem := memstream.New()
 	defer mem.Close()
-	assert.Zero(t, brokenLinks(t, newNodes(t, mem)))
+	assert.Zero(t, brokenLinks(t, newNodes(t, mem).cuts()))
 }
 
 func TestLinksThatBreakOverRedis(t *testing.T) {
 	server := redistest.Start(t)
-	var over []transport.Transport
-	for range 2 {
-		client := redis.NewClient(server.Options())
-		t.Cleanup(func() { client.Close() })
-		tr := redisstream.New(client)
-		t.Cleanup(func() { tr.Close() })
-		over = append(over, tr)
+	brokenLinks(t, newNodes(t, overRedis(t, server), overRedis(t, server)).cuts())
+}
+
+func overRedis(t testing.TB, server *redistest.Server) transport.Transport {
+	client := redis.NewClient(server.Options())
+	t.Cleanup(func() { client.Close() })
+	tr := redisstream.New(client)
+	t.Cleanup(func() { tr.Close() })
+	return tr
+}
+
+// Links that are dead without a word.
+func TestHalfOpenLinks(t *testing.T) {
+	mem := memstream.New()
+	defer mem.Close()
+	brokenLinks(t, newNodes(t, mem, mem).holes())
+}
+
+// Two nodes over one Redis, of which one or the other is killed all the time.
+func TestNodesKilledAtRandom(t *testing.T) {
+	server := redistest.Start(t)
+	n := &processes{t: t, redis: server.Addr()}
+	for i := range 2 {
+		n.start(i)
 	}
-	brokenLinks(t, newNodes(t, over...))
+	t.Cleanup(n.close)
+	brokenLinks(t, trouble{n.dial, n.begin, n.end, func() string { return "" }})
+	assert.Greater(t, n.kills, 5)
+	t.Logf("%d nodes were killed", n.kills)
+}
+
+// processes are nodes of their own.
+type processes struct {
+	t     testing.TB
+	redis string
+	stop  chan struct{}
+	work  sync.WaitGroup
+	kills int
+
+	mu    sync.Mutex
+	nodes [2]*exec.Cmd
+	addrs [2]string
+}
+
+// nodeEnv holds the address of Redis, for a process that is a node.
+const nodeEnv = "ECHO_TEST_NODE"
+
+// node is what such a process does: it says where it listens, and ends with
+// who started it.
+func node(redisAddr string) {
+	tr := redisstream.New(redis.NewClient(&redis.Options{Addr: redisAddr}))
+	h := wsstream.NewHandler(tr, wsstream.WithAnonymous(wsstream.Everything("")))
+	s := httptest.NewServer(h)
+	fmt.Println(s.Listener.Addr())
+	io.Copy(io.Discard, os.Stdin)
+}
+
+func (n *processes) start(i int) {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), nodeEnv+"="+n.redis)
+	_, err := cmd.StdinPipe()
+	require.NoError(n.t, err)
+	out, err := cmd.StdoutPipe()
+	require.NoError(n.t, err)
+	require.NoError(n.t, cmd.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(n.t, err)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.nodes[i], n.addrs[i] = cmd, strings.TrimSpace(line)
+}
+
+func (n *processes) kill(i int) {
+	n.nodes[i].Process.Kill()
+	n.nodes[i].Wait()
+	n.kills++
+}
+
+func (n *processes) begin() {
+	n.stop = make(chan struct{})
+	n.work.Go(func() {
+		for {
+			select {
+			case <-time.After(time.Duration(200+rand.IntN(400)) * time.Millisecond):
+			case <-n.stop:
+				return
+			}
+			i := rand.IntN(2)
+			n.kill(i)
+			n.start(i)
+		}
+	})
+}
+
+func (n *processes) end() {
+	close(n.stop)
+	n.work.Wait()
+}
+
+func (n *processes) close() {
+	for i := range n.nodes {
+		n.kill(i)
+	}
+}
+
+// dial connects to one node or the other, whichever answers.
+func (n *processes) dial(t testing.TB, opts ...wsstream.DialOption) *wsstream.Transport {
+	hc := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		n.mu.Lock()
+		addr := n.addrs[rand.IntN(2)]
+		n.mu.Unlock()
+		var d net.Dialer
+		return d.DialContext(ctx, network, addr)
+	}}}
+	return dial(t, "ws://nodes/", append([]wsstream.DialOption{wsstream.WithHTTPClient(hc)}, opts...)...)
 }
 
 // brokenLinks returns how many messages the broadcast subscription got again,
 // which are those that were stored twice.
-func brokenLinks(t *testing.T, n *nodes) (stored int) {
-	const publishers, each = 4, 1500
+func brokenLinks(t *testing.T, n trouble) (stored int) {
+	const publishers = 4
+	until := time.Now().Add(lasts())
+	var links atomic.Int64
+	count := wsstream.WithState(func(s wsstream.State) {
+		if s.Up {
+			links.Add(1)
+		}
+	})
+	sent := 0
 	var mu sync.Mutex
 	handled, seen := map[string]int{}, map[string]int{}
 	accepted, unknown := map[string]bool{}, map[string]bool{}
@@ -143,7 +319,7 @@ func brokenLinks(t *testing.T, n *nodes) (stored int) {
 	defer cancel()
 	var clients []*wsstream.Transport
 	for range 2 {
-		c := n.dial(t)
+		c := n.dial(t, count)
 		clients = append(clients, c)
 		s, err := c.Subscribe(t.Context(), "t", transport.Options{Group: "g", Lease: 2 * time.Second})
 		require.NoError(t, err)
@@ -170,7 +346,7 @@ func brokenLinks(t *testing.T, n *nodes) (stored int) {
 			}
 		})
 	}
-	b, err := n.dial(t, wsstream.WithJSON()).Subscribe(t.Context(), "t", transport.Options{})
+	b, err := n.dial(t, wsstream.WithJSON(), count).Subscribe(t.Context(), "t", transport.Options{})
 	require.NoError(t, err)
 	consuming.Go(func() {
 		dst := make([]transport.Message, 20)
@@ -192,12 +368,12 @@ func brokenLinks(t *testing.T, n *nodes) (stored int) {
 			b.(transport.Acker).Ack(ctx, rs)
 		}
 	})
-	n.proxy.Storm(20*time.Millisecond, 200*time.Millisecond, 1)
+	n.begin()
 	var publishing sync.WaitGroup
 	for p := range publishers {
-		tr := n.dial(t)
+		tr := n.dial(t, count)
 		publishing.Go(func() {
-			for i := 0; i < each; i += 5 {
+			for i := 0; time.Now().Before(until); i += 5 {
 				batch := make([]transport.Message, 5)
 				for k := range batch {
 					batch[k] = transport.Message{ID: fmt.Sprintf("p%d-%d", p, i+k), Data: make([]byte, 100)}
@@ -206,6 +382,7 @@ func brokenLinks(t *testing.T, n *nodes) (stored int) {
 				k, err := tr.Send(ctx, "t", batch)
 				cancel()
 				mu.Lock()
+				sent += len(batch)
 				for j := range batch {
 					if j < k {
 						accepted[batch[j].ID] = true
@@ -217,12 +394,12 @@ func brokenLinks(t *testing.T, n *nodes) (stored int) {
 				if err != nil {
 					t.Logf("Send: %v", err)
 				}
-				time.Sleep(time.Millisecond)
+				time.Sleep(2 * time.Millisecond)
 			}
 		})
 	}
 	publishing.Wait()
-	n.proxy.Storm(0, 0, 0)
+	n.end()
 	missing := func() (m int) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -238,9 +415,7 @@ func brokenLinks(t *testing.T, n *nodes) (stored int) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	if missing() > 0 {
-		for i, h := range n.handlers {
-			t.Logf("node %d: %+v\n%s", i, h.Stats(), h.Dump())
-		}
+		t.Log(n.tell())
 		for _, c := range clients {
 			t.Logf("%s", c.Dump())
 		}
@@ -258,8 +433,9 @@ func brokenLinks(t *testing.T, n *nodes) (stored int) {
 		again += handled[id] - 1
 		stored += seen[id] - 1
 	}
-	assert.Len(t, accepted, publishers*each)
-	t.Logf("%d accepted, %d unknown, %d repetitions in the group, %d in the broadcast, %d links, drained after %v",
-		len(accepted), len(unknown), again, stored, n.next.Load(), time.Since(begin).Round(time.Millisecond))
+	assert.Len(t, accepted, sent)
+	assert.Greater(t, links.Load(), int64(12))
+	t.Logf("%d links, %d accepted, %d unknown, %d repetitions in the group, %d in the broadcast, drained after %v",
+		links.Load(), len(accepted), len(unknown), again, stored, time.Since(begin).Round(time.Millisecond))
 	return stored
 }

@@ -3,6 +3,7 @@ package wsstream_test
 import (
 	"context"
 	"net/http/httptest"
+	"os"
 	"testing"
 	"time"
 
@@ -14,7 +15,13 @@ import (
 	"github.com/echobus/echo/wsstream"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if redis := os.Getenv(nodeEnv); redis != "" {
+		node(redis) // a child process of a test
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // linked is a client whose Close takes the server with it.
 type linked struct {
