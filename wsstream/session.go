@@ -177,12 +177,14 @@ func (s *session) put(c *conn, g *groupSub) bool {
 // take takes a subscription out of the session, if that is the link's.
 func (s *session) take(c *conn, sid uint64) *groupSub {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.c != c {
+	g := s.groups[sid]
+	if s.c != c || g == nil {
+		s.mu.Unlock()
 		return nil
 	}
-	g := s.groups[sid]
 	delete(s.groups, sid)
+	s.mu.Unlock()
+	g.pause(c) // nothing more comes of it
 	return g
 }
 

@@ -1,6 +1,7 @@
 package wsstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -138,7 +139,7 @@ func (g *groupSub) settleSome(ops []settlement) {
 	g.mu.Lock()
 	for i := range all {
 		if err == nil {
-			all[i].gone = append(all[i].gone, g.settled(k, all[i].ds, lost, ops[0].delay)...)
+			g.settled(&all[i], lost)
 		} else if k != extend && all[i].settlement.ds == nil { // the client may try again
 			for _, d := range all[i].ds {
 				g.held[d.n] = d
@@ -174,43 +175,40 @@ func (g *groupSub) find(op *settlement) settling {
 	return s
 }
 
-// settled notes what was done, and returns what could not be as others hold it
-// now. The caller holds mu.
-func (g *groupSub) settled(k kind, ds []delivery, lost map[transport.Receipt]bool, d time.Duration) (gone []uint64) {
-	if d == 0 {
-		d = g.lease()
+// settled notes what was done, and what could not be as others hold it now. The
+// caller holds mu.
+func (g *groupSub) settled(s *settling, lost map[transport.Receipt]bool) {
+	due := time.Now().Add(cmp.Or(s.delay, g.lease()))
+	// What a client asks for again it has counted as settled when it subscribed again.
+	gives := !g.manual && !s.again && s.c == g.c
+	if s.kind != extend {
+		g.remember(len(s.ds))
 	}
-	if k != extend {
-		g.remember(len(ds))
-	}
-	for i := range ds {
-		it := &ds[i]
+	for i := range s.ds {
+		it := &s.ds[i]
 		late := lost[it.receipt]
 		if late {
-			gone = append(gone, it.n)
+			s.gone = append(s.gone, it.n)
 		}
+		held, ok := g.held[it.n]
 		switch {
 		case it.n == 0: // it was for no client
 			continue
-		case k == extend && !late:
-			if h, ok := g.held[it.n]; ok {
-				h.due = time.Now().Add(d)
-				g.held[it.n] = h
-			}
+		case s.kind == extend && !ok: // named twice
 			continue
-		case k == extend:
-			if _, ok := g.held[it.n]; !ok { // named twice
-				continue
-			}
+		case s.kind == extend && !late:
+			held.due = due
+			g.held[it.n] = held
+			continue
+		case s.kind == extend:
 			delete(g.held, it.n)
 		case !late:
 			g.past[it.n%uint64(len(g.past))] = it.n
 		}
-		if !g.manual {
+		if gives {
 			g.give(1, it.size)
 		}
 	}
-	return gone
 }
 
 // remember makes room to remember n settled deliveries, besides some of before.

@@ -115,7 +115,7 @@ func (c *conn) openTail(ctx context.Context, p *pending, f *frame) error {
 		t.hub = b
 		var o *own
 		switch {
-		case made:
+		case made && (start.From != transport.AfterPosition || b.start == start.Position):
 			t.at, t.next = b.start, firstEntry // as the hub began where this one wants to
 		case start.From == transport.Newest:
 			if t.at, err = b.newest(ctx); err != nil {
@@ -173,9 +173,12 @@ func (t *tail) begin(ctx context.Context, start transport.Start) (*own, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.at = at.Position()
-	whole := start.From != transport.AfterPosition || t.at == start.Position
-	if whole && t.hub.has(t.at) {
+	place := at.Position()
+	whole := start.From != transport.AfterPosition || place == start.Position
+	if t.at = place; !whole { // there is a loss to tell, which counts from where the client is
+		t.at = start.Position
+	}
+	if whole && t.hub.has(place) {
 		sub.Close()
 		return nil, nil
 	}
