@@ -476,10 +476,10 @@ func TestAckThatFails(t *testing.T) {
 	c.expect("dlv")
 	f.fails = 3
 	for rid := 1; rid <= 3; rid++ {
-		c.say(fmt.Sprintf(`{"t":"ack","rid":%d,"sid":1,"ns":[1],"again":true}`, rid))
+		c.say(fmt.Sprintf(`{"t":"ack","rid":%d,"sid":1,"ns":[1]}`, rid))
 		require.EqualValues(t, 502, c.expect("err")["code"])
 	}
-	c.say(`{"t":"ack","rid":4,"sid":1,"ns":[1],"again":true}`)
+	c.say(`{"t":"ack","rid":4,"sid":1,"ns":[1]}`)
 	require.NotContains(t, c.expect("ok"), "ns")
 	require.EqualValues(t, 2, c.expect("dlv")["n"])
 	c.say(`{"t":"ack","rid":5,"sid":1,"ns":[1],"again":true}`)
