@@ -28,7 +28,7 @@ test: setup ## Run all tests with the race detector, in random order
 
 soak: setup ## Run the faults of the Redis transport five times as long, and those that take long (half an hour)
 	ECHO_SOAK=5 go test -v -count=1 -timeout 60m -run 'Killed|Dies|Die|Rebalancing|Poison|Soak|PowerLoss|ClockJumps|Failover|Resharding|Cancel' ./redisstream
-	ECHO_SOAK=5 go test -v -count=1 -run 'Cut|LinksThat' ./wsstream
+	ECHO_SOAK=5 go test -v -count=1 -run 'Cut|LinksThatBreak|HalfOpen|NodesKilled' ./wsstream
 
 lint: lint-go lint-modules lint-vulnerabilities ## Check format, vet, staticcheck, go fix, modules and known vulnerabilities
 
