@@ -63,7 +63,7 @@ func TestGroupTakesWhatFits(t *testing.T) {
 	other := openRaw(t, addr, "echo.v1+json")
 	other.hello()
 	other.say(`{"t":"sub","sid":1,"topic":"a","group":"g","credit":10000,"bytes":100000000}`)
-	for n := 0; n < 4980; n++ {
+	for range 4980 {
 		other.expect("dlv")
 	}
 }
@@ -310,7 +310,7 @@ func TestHeaders(t *testing.T) {
 		body := []byte{18}
 		body = binary.AppendUvarint(body, uint64(i+1))
 		body = append(body, field([]byte("t"))...)
-		body = append(body, field([]byte(fmt.Sprint("id", i)))...)
+		body = append(body, field(fmt.Append(nil, "id", i))...)
 		body = append(body, 0, 0, 0) // time, key, type
 		body = binary.AppendUvarint(body, names)
 		body = append(body, make([]byte, 2*names)...)
@@ -485,7 +485,7 @@ func TestAckThatFails(t *testing.T) {
 	c.say(`{"t":"ack","rid":5,"sid":1,"ns":[1],"again":true}`)
 	require.NotContains(t, c.expect("ok"), "ns")
 	c.say(`{"t":"ping","n":1}`)
-	for f := range bytes.Lines([]byte(fmt.Sprint(c.expect("pong"), c.said))) {
+	for f := range bytes.Lines(fmt.Append(nil, c.expect("pong"), c.said)) {
 		require.NotContains(t, string(f), "dlv", "credit came back once")
 	}
 }
