@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -411,10 +412,11 @@ func TestLinksLeaveNothingBehind(t *testing.T) {
 		require.Eventually(t, func() bool { return h.Stats().Links == 0 && h.Stats().Sessions == 0 }, 10*time.Second, 10*time.Millisecond)
 	}
 	round()
-	goroutines, memory := runtime.NumGoroutine(), inUse()
+	goroutines, memory, files := runtime.NumGoroutine(), inUse(), descriptors()
 	for range 4 {
 		round()
 	}
+	require.Eventually(t, func() bool { return descriptors() <= files+2 }, 5*time.Second, 10*time.Millisecond)
 	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines+2 }, 5*time.Second, 10*time.Millisecond)
 	if !raceEnabled {
 		require.Less(t, inUse(), memory+2<<20)
@@ -565,4 +567,10 @@ func allocations(t *testing.T, links int) float64 {
 	round(rounds)
 	runtime.ReadMemStats(&after)
 	return float64(after.Mallocs-before.Mallocs) / (rounds * each)
+}
+
+// descriptors is how many the process has, where that can be seen.
+func descriptors() int {
+	files, _ := os.ReadDir("/proc/self/fd")
+	return len(files)
 }

@@ -33,9 +33,12 @@ func TestLossesOverRedis(t *testing.T) {
 		return addr
 	}
 	for what, lose := range map[string]func(){
-		"trimmed":     func() { require.NoError(t, client.XTrimMaxLen(t.Context(), stream, 3).Err()) },
-		"a lost log":  func() { require.NoError(t, client.FlushAll(t.Context()).Err()); send(t, tr, "t", "17", "18", "19") },
-		"all trimmed": func() { require.NoError(t, client.XTrimMaxLen(t.Context(), stream, 0).Err()); send(t, tr, "t", "17", "18", "19") },
+		"trimmed":    func() { require.NoError(t, client.XTrimMaxLen(t.Context(), stream, 3).Err()) },
+		"a lost log": func() { require.NoError(t, client.FlushAll(t.Context()).Err()); send(t, tr, "t", "17", "18", "19") },
+		"all trimmed": func() {
+			require.NoError(t, client.XTrimMaxLen(t.Context(), stream, 0).Err())
+			send(t, tr, "t", "17", "18", "19")
+		},
 	} {
 		t.Run(what, func(t *testing.T) {
 			require.NoError(t, client.FlushAll(t.Context()).Err())
