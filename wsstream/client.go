@@ -331,7 +331,7 @@ func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
 		_, r, err := l.ws.Reader(context.Background())
 		if err != nil {
 			if last != nil {
-				return errors.Join(last, err)
+				return fmt.Errorf("%w; %w", last, err)
 			}
 			return err
 		}

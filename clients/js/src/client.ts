@@ -75,6 +75,7 @@ export class Echo {
   #rid = 0;
   #sid = 0;
   #wake = () => {};
+  #online = false; // since the attempt under way began, the browser came online
   #closing: Promise<void> | undefined;
   #ended = false;
 
@@ -105,7 +106,7 @@ export class Echo {
       unsubscribe: (sid) => this.#end(sid),
     };
     this.#publisher = new Publisher(options.outbox, max, () => ++this.#rid, (e) => this.#report(e));
-    globalThis.addEventListener?.("online", this.#online);
+    globalThis.addEventListener?.("online", this.#cameOnline);
     void this.#run();
   }
 
@@ -161,7 +162,7 @@ export class Echo {
   #stop(error?: Error): void {
     if (this.#ended) return;
     this.#ended = true;
-    globalThis.removeEventListener?.("online", this.#online);
+    globalThis.removeEventListener?.("online", this.#cameOnline);
     clearTimeout(this.#auth);
     clearTimeout(this.#drain?.timer);
     const why = error ?? new ClosedError("the client is closed");
@@ -183,9 +184,12 @@ export class Echo {
     if (!this.#events.emit("error", e)) console.error("echo:", e);
   }
 
-  readonly #online = (): void => {
+  readonly #cameOnline = (): void => {
     this.#wake();
-    this.#link?.probe(5000);
+    if (this.#link) return this.#link.probe(5000);
+    // An attempt under way is of a network that is gone.
+    this.#online = true;
+    this.#opening?.fail(new EchoError("the browser came online"));
   };
 
   /** Keeps a link up. */
@@ -196,6 +200,7 @@ export class Echo {
     while (!this.#ended) {
       this.#set({ state: "connecting" });
       this.#since = Infinity;
+      this.#online = false;
       const { error, code } = await this.#once();
       if (this.#ended) return;
       if (hopeless(code, this.#options.token)) return this.#stop(error);
@@ -208,13 +213,15 @@ export class Echo {
       clearTimeout(this.#drain?.timer);
       this.#drain = undefined;
       tries++;
-      const woken = await new Promise<boolean>((resolve) => {
-        const timer = setTimeout(() => resolve(false), pause);
-        this.#wake = () => {
-          clearTimeout(timer);
-          resolve(true);
-        };
-      });
+      const woken =
+        this.#online ||
+        (await new Promise<boolean>((resolve) => {
+          const timer = setTimeout(() => resolve(false), pause);
+          this.#wake = () => {
+            clearTimeout(timer);
+            resolve(true);
+          };
+        }));
       if (woken) tries = 0;
     }
   }
@@ -268,6 +275,7 @@ export class Echo {
     this.#opening = undefined;
     this.#link = link;
     this.#since = Date.now();
+    this.#online = false;
     this.#session = f.session;
     const resumed = f.resumed ?? false;
     if (resumed) for (const sid of [...this.#unsubscribe]) this.#end(sid);
