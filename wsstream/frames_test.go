@@ -510,6 +510,51 @@ func TestStalledReader(t *testing.T) {
 	assert.Greater(t, got, 100)
 }
 
+// Nor does anybody wait where there are many, of both kinds.
+func TestStalledReadersAmongMany(t *testing.T) {
+	addr, _, mem := serve(t)
+	const healthy, stalled = 100, 30
+	var got [healthy]atomic.Int64
+	read := 0
+	for i := range healthy + stalled {
+		c := openRaw(t, addr, "echo.v1+json")
+		c.hello()
+		c.say(`{"t":"sub","sid":1,"topic":"t","credit":1000000,"bytes":1000000000,"manual":true}`)
+		c.expect("subok")
+		if i%4 == 1 && i/4 < stalled {
+			continue // and reads nothing
+		}
+		n := &got[read]
+		read++
+		c.SetDeadline(time.Time{})
+		go func() {
+			buf := make([]byte, 256<<10)
+			for {
+				k, err := c.r.Read(buf)
+				if err != nil {
+					return
+				}
+				n.Add(int64(k))
+			}
+		}()
+	}
+	const size = 32 << 10
+	var worst time.Duration
+	begin := time.Now()
+	for i := 1; time.Since(begin) < 2500*time.Millisecond; i++ {
+		sent := time.Now()
+		sendSized(t, mem, "t", size, "x")
+		for k := range got {
+			for got[k].Load() < int64(i)*size && time.Since(sent) < 5*time.Second {
+				time.Sleep(50 * time.Microsecond)
+			}
+		}
+		worst = max(worst, time.Since(sent))
+	}
+	t.Logf("the last of %d was reached after %v at worst", healthy, worst)
+	require.Less(t, worst, time.Second)
+}
+
 // What is sent to many is made once: what a message costs does not grow with
 // the number of those who get it.
 func TestDeliveriesAllocateNothing(t *testing.T) {

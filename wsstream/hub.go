@@ -229,9 +229,16 @@ func (b *hub) add(es []*entry) {
 		size -= b.entries[k].size
 	}
 	b.forget(k)
-	for _, t := range b.tails {
-		t.c.out.wake(t)
+	var idle []*outlet
+	for i, t := range b.tails {
+		if o := t.c.out; o.note(t) {
+			if idle == nil {
+				idle = make([]*outlet, 0, len(b.tails)-i)
+			}
+			idle = append(idle, o)
+		}
 	}
+	flushAll(idle)
 }
 
 // forget drops the first k entries. The caller holds mu.

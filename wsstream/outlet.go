@@ -2,7 +2,10 @@ package wsstream
 
 import (
 	"math"
+	"runtime"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // A batch, which is one WebSocket message, has about this many bytes at most;
@@ -43,6 +46,7 @@ type outlet struct {
 	ready   []source
 	spare   []source
 	busy    bool
+	slow    bool // the last write was held up
 	closed  bool
 	flushed *sync.Cond // busy became false
 }
@@ -75,12 +79,69 @@ func (o *outlet) send(fs ...frame) {
 
 // wake notes that a source has something to write.
 func (o *outlet) wake(s source) {
+	if o.note(s) {
+		go o.run()
+	}
+}
+
+// note is wake, but if it returns true the caller has to see to it that flush
+// runs, soon.
+func (o *outlet) note(s source) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if queued := s.queue(); !*queued && !o.closed {
-		*queued = true
-		o.ready = append(o.ready, s)
-		o.start()
+	queued := s.queue()
+	if *queued || o.closed {
+		return false
+	}
+	*queued = true
+	o.ready = append(o.ready, s)
+	if o.busy {
+		return false
+	}
+	o.busy = true
+	if o.slow {
+		go o.run()
+		return false
+	}
+	return true
+}
+
+// flushAll makes flush run for outlets that were noted. A goroutine for each
+// would cost about a third of writing to them; so a few see to all, one after
+// another, and who is held up by a peer that does not read is replaced.
+func flushAll(outlets []*outlet) {
+	workers := 2 * runtime.GOMAXPROCS(0)
+	if len(outlets) <= 4*workers {
+		for _, o := range outlets {
+			go o.run()
+		}
+		return
+	}
+	r := &round{outlets: outlets}
+	for range workers {
+		go r.work()
+	}
+}
+
+// round is outlets that are to be flushed.
+type round struct {
+	outlets []*outlet
+	next    atomic.Int64
+}
+
+// heldUp is how long a write takes at most that nobody minds.
+const heldUp = time.Millisecond
+
+func (r *round) work() {
+	held := time.AfterFunc(heldUp, r.work)
+	defer held.Stop()
+	for {
+		i := int(r.next.Add(1) - 1)
+		if i >= len(r.outlets) {
+			return
+		}
+		held.Reset(heldUp)
+		r.outlets[i].run()
 	}
 }
 
@@ -169,9 +230,15 @@ func (o *outlet) flush() {
 		if len(b) == headroom {
 			continue
 		}
+		began := time.Now()
 		if err := o.write(b); err != nil {
 			o.close()
 			o.fail(err)
+		}
+		if slow := time.Since(began) > heldUp; slow != o.slow { // nobody else writes it
+			o.mu.Lock()
+			o.slow = slow
+			o.mu.Unlock()
 		}
 	}
 }
