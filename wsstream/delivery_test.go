@@ -290,6 +290,20 @@ func TestRetryOfWhatIsUnderWay(t *testing.T) {
 	require.Equal(t, []string{"a"}, behind.log)
 }
 
+// What was on its way on a link that broke, and comes after it was sent again on
+// the next one, is stored already.
+func TestOriginalAfterItsRetry(t *testing.T) {
+	addr, _, mem := serve(t)
+	late, c := openRaw(t, addr, "echo.v1+json"), openRaw(t, addr, "echo.v1+json")
+	late.hello()
+	c.hello()
+	c.say(`{"t":"pub","rid":1,"topic":"t","id":"a","time":"2026-01-01T00:00:00Z","again":true}`)
+	c.expect("pubok")
+	late.say(`{"t":"pub","rid":1,"topic":"t","id":"a","time":"2026-01-01T00:00:00Z"}`)
+	require.Equal(t, true, late.expect("pubok")["again"])
+	require.Equal(t, 1, mem.Stats("t").Messages)
+}
+
 // A message's header cannot hide what it takes.
 func TestHeaders(t *testing.T) {
 	addr, _, mem := serve(t)

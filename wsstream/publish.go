@@ -354,6 +354,7 @@ type published struct{ subject, topic, id string }
 
 // fate is what became of a message. The window's lock guards it.
 type fate struct {
+	again   bool // it was sent again
 	settled bool
 	at      transport.Position
 	known   bool          // it was stored at at, or surely not
@@ -387,10 +388,11 @@ func (w *window) begin(subject string, pubs []publish) {
 			continue
 		}
 		k := published{subject, p.topic, p.msg.ID}
-		if p.again {
-			p.before = w.past[k]
+		// What comes after it was sent again was under way on a link that broke.
+		if f := w.past[k]; p.again || f != nil && f.again {
+			p.before, p.again = f, true
 		}
-		p.fate = &fate{}
+		p.fate = &fate{again: p.again}
 		if _, ok := w.past[k]; !ok {
 			if len(w.ring) < w.most {
 				w.ring = append(w.ring, k)
