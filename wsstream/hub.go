@@ -48,6 +48,7 @@ type entry struct {
 	gap   bool   // messages were lost before msg.Position, which is no message's
 	lost  uint64 // how many, 0 if nobody knows
 	reset bool   // positions start anew after it
+	here  bool   // a loss right after its position: who is there has yet to be told
 	forms [3]atomic.Pointer[[]byte]
 }
 
@@ -67,7 +68,7 @@ func (e *entry) form(c codec) []byte {
 	return b
 }
 
-// open returns the hub of a topic, and opens it if there is none: then it
+// hub returns the hub of a topic, and opens it if there is none: then it
 // begins at start, and made is true.
 func (h *Handler) hub(ctx context.Context, topic string, start transport.Start) (b *hub, made bool, err error) {
 	for {
@@ -211,6 +212,7 @@ func (b *hub) add(es []*entry) {
 	defer b.mu.Unlock()
 	for _, e := range es {
 		e.prev = b.head
+		e.here = e.gap && e.msg.Position == b.head
 		if e.gap && e.msg.Position.Compare(b.head) < 0 { // a log that began anew
 			e.reset = true
 			b.forget(len(b.entries))
@@ -261,15 +263,11 @@ func (b *hub) after(p transport.Position) uint64 {
 		}
 		return 1
 	})
-	for i > 0 && b.entries[i-1].msg.Position == p && b.entries[i-1].here() {
+	for i > 0 && b.entries[i-1].msg.Position == p && b.entries[i-1].here {
 		i--
 	}
 	return b.first + uint64(i)
 }
-
-// here reports whether e is a loss right after its position: who is there has
-// yet to be told.
-func (e *entry) here() bool { return e.gap && e.prev == e.msg.Position }
 
 // covers reports whether the hub has everything after p, or will have.
 func (b *hub) covers(ctx context.Context, p transport.Position) (bool, error) {
@@ -388,7 +386,7 @@ func (b *hub) prepend(p, upto transport.Position, es []*entry) bool {
 	if len(b.entries) == 0 {
 		b.head = last
 	} else if e := b.entries[0]; e.prev.Compare(last) > 0 {
-		b.entries[0] = &entry{msg: e.msg, prev: last, size: e.size, gap: e.gap, lost: e.lost, reset: e.reset}
+		b.entries[0] = &entry{msg: e.msg, prev: last, size: e.size, gap: e.gap, lost: e.lost, reset: e.reset, here: e.here}
 	}
 	b.entries = append(es[:k:k], b.entries...)
 	b.first -= uint64(k)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -240,7 +241,7 @@ func TestOptionsThatMakeNoSense(t *testing.T) {
 		h.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
 		require.Equal(t, 500, w.Code)
 	}
-	h := wsstream.NewHandler(memstream.New(), wsstream.WithLogger(nil), wsstream.WithRate(1, 1<<62))
+	h := wsstream.NewHandler(memstream.New(), wsstream.WithLogger(nil), wsstream.WithRate(1, math.MaxInt))
 	require.NoError(t, h.Err())
 }
 

@@ -112,7 +112,7 @@ func (c *conn) openTail(ctx context.Context, p *pending, f *frame) error {
 		if err != nil {
 			return err
 		}
-		t.hub = b
+		t.hub, t.next = b, 0
 		var o *own
 		switch {
 		case made && (start.From != transport.AfterPosition || b.start == start.Position):
@@ -295,7 +295,7 @@ func (t *tail) had(e *entry) bool {
 	case -1:
 		return !e.reset
 	case 0:
-		return !e.reset && !e.here()
+		return !e.reset && !e.here
 	}
 	return false
 }

@@ -2,6 +2,7 @@ package wsstream_test
 
 import (
 	"fmt"
+	"net/http/httptest"
 	"sync"
 	"testing"
 	"time"
@@ -11,7 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/echobus/echo/internal/redistest"
+	"github.com/echobus/echo/memstream"
 	"github.com/echobus/echo/transport"
+	"github.com/echobus/echo/wsstream"
 )
 
 // What Redis has trimmed, or lost, while a client was away is a gap to it: at a
@@ -111,4 +114,34 @@ func TestForeignEntriesOverRedis(t *testing.T) {
 		require.Equal(t, "b", dst[0].ID)
 	}
 	require.EqualValues(t, 1, h.Stats().Opened)
+}
+
+// TLS, under which a link is no plain TCP connection.
+func TestLinksOverTLS(t *testing.T) {
+	mem := memstream.New()
+	defer mem.Close()
+	h := wsstream.NewHandler(mem, wsstream.WithAnonymous(wsstream.Everything("")), wsstream.WithMaxMessage(64<<10))
+	s := httptest.NewTLSServer(h)
+	defer s.Close()
+	defer h.Close()
+	c := dial(t, s.URL, wsstream.WithHTTPClient(s.Client()))
+	sub, err := c.Subscribe(t.Context(), "t", transport.Options{Group: "g"})
+	require.NoError(t, err)
+	msgs := make([]transport.Message, 500)
+	for i := range msgs {
+		msgs[i] = transport.Message{ID: fmt.Sprint(i), Data: make([]byte, 1000)}
+	}
+	_, err = c.Send(t.Context(), "t", msgs)
+	require.NoError(t, err)
+	dst := make([]transport.Message, 100)
+	for got := 0; got < len(msgs); {
+		n, err := sub.Receive(t.Context(), dst)
+		require.NoError(t, err)
+		for _, m := range dst[:n] {
+			require.Equal(t, fmt.Sprint(got), m.ID)
+			require.NoError(t, sub.(transport.Acker).Ack(t.Context(), []transport.Receipt{m.Receipt()}))
+			got++
+		}
+	}
+	require.NoError(t, h.Drain(t.Context(), 100*time.Millisecond))
 }
