@@ -36,7 +36,9 @@ type State struct {
 // [Handler]. It connects again, for ever, until Close, and goes on where it was:
 // what it publishes waits for the link within the caller's context, broadcast
 // subscriptions resume after the last message, and deliveries to groups stay
-// held for a while. Safe for concurrent use.
+// held for a while. What a server closed the link for is not asked of it again:
+// publishes under way end with [transport.ErrPublishUnknown] then, and what was
+// held is lost. Safe for concurrent use.
 type Transport struct {
 	url    string
 	cfg    clientConfig

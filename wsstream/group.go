@@ -42,11 +42,6 @@ type groupSub struct {
 	quiet  *sync.Cond
 }
 
-// load is how many messages there are, and their size.
-type load struct{ messages, bytes int }
-
-func (l *load) add(n, bytes int) { l.messages, l.bytes = l.messages+n, l.bytes+bytes }
-
 // groupOut is a group subscription in the queue of one link.
 type groupOut struct {
 	*groupSub

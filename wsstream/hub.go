@@ -35,6 +35,7 @@ type hub struct {
 	floor   transport.Position // what comes after it, up to head, is in entries
 	head    transport.Position
 	far     transport.Position // what comes after it is too much for entries, or not kept any more
+	known   transport.Position // the topic is known to go up to here, though entries may not yet
 	tails   []*tail
 	emptied time.Time // when the last tail left
 	over    bool
@@ -149,32 +150,40 @@ func (h *Handler) forgetHub(b *hub) {
 // read reads until the hub is closed or the transport fails for good.
 func (b *hub) read() {
 	defer b.sub.Close()
-	acker, _ := transport.As[transport.Acker](b.sub)
 	dst := make([]transport.Message, 256)
-	rs := make([]transport.Receipt, 0, len(dst))
 	for {
 		n, err := b.sub.Receive(b.h.ctx, dst)
 		if lost, ok := errors.AsType[*transport.LostError](err); ok {
 			b.add([]*entry{lossEntry(lost)})
 			continue
 		}
+		if err == nil {
+			err = acknowledge(b.h.ctx, b.sub, dst[:n])
+		}
 		if err != nil {
 			b.end(err)
 			return
 		}
-		if acker != nil {
-			rs = rs[:0]
-			for i := range dst[:n] {
-				rs = append(rs, dst[i].Receipt())
-			}
-			if err := acker.Ack(b.h.ctx, rs); err != nil && !errors.Is(err, transport.ErrLeaseLost) {
-				b.end(err)
-				return
-			}
-		}
 		b.add(newEntries(dst[:n]))
 		clear(dst[:n])
 	}
+}
+
+// acknowledge settles what was received. Those that were held for too long come
+// again, as later attempts.
+func acknowledge(ctx context.Context, sub transport.Subscription, msgs []transport.Message) error {
+	a, ok := transport.As[transport.Acker](sub)
+	if !ok || len(msgs) == 0 {
+		return nil
+	}
+	rs := make([]transport.Receipt, len(msgs))
+	for i := range msgs {
+		rs[i] = msgs[i].Receipt()
+	}
+	if err := a.Ack(ctx, rs); !errors.Is(err, transport.ErrLeaseLost) {
+		return err
+	}
+	return nil
 }
 
 // newEntries makes entries of messages.
@@ -216,7 +225,7 @@ func (b *hub) add(es []*entry) {
 		if e.gap && e.msg.Position.Compare(b.head) < 0 { // a log that began anew
 			e.reset = true
 			b.forget(len(b.entries))
-			b.floor, b.far = e.msg.Position, transport.Position{}
+			b.floor, b.far, b.known = e.msg.Position, transport.Position{}, transport.Position{}
 			for _, t := range b.tails {
 				t.anew = b.first
 			}
@@ -272,8 +281,11 @@ func (b *hub) after(p transport.Position) uint64 {
 // covers reports whether the hub has everything after p, or will have.
 func (b *hub) covers(ctx context.Context, p transport.Position) (bool, error) {
 	b.mu.Lock()
-	floor, head := b.floor, b.head
+	floor, head, known := b.floor, b.head, b.known
 	b.mu.Unlock()
+	if p.Compare(head) > 0 && p.Compare(known) <= 0 {
+		return true, nil
+	}
 	if p.Compare(head) > 0 { // another node was faster, or the log began anew
 		end, err := b.newest(ctx)
 		return err == nil && p.Compare(end) <= 0, err
@@ -312,7 +324,13 @@ func (b *hub) newest(ctx context.Context) (transport.Position, error) {
 			return transport.Position{}, err
 		}
 		defer sub.Close()
-		return at.Position(), nil
+		end := at.Position()
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if end.Compare(b.known) > 0 {
+			b.known = end
+		}
+		return end, nil
 	})
 }
 
@@ -418,6 +436,9 @@ func (b *hub) tooFar(p transport.Position) error {
 // gatherFor is how long a hub waits for others before it reads what was before it.
 const gatherFor = 20 * time.Millisecond
 
+// askEvery is the least time from an answer to the next question.
+const askEvery = 5 * time.Millisecond
+
 // gathering answers a question once for all who ask it at about the same time.
 type gathering struct {
 	mu   sync.Mutex // guards the rest
@@ -474,6 +495,10 @@ func (g *gathering) run(h *Handler, ask func(context.Context, transport.Position
 		q.at, q.err = ask(ctx, q.low)
 		cancel()
 		close(q.done)
+		select {
+		case <-time.After(askEvery): // while those who come gather
+		case <-h.ctx.Done():
+		}
 	}
 }
 

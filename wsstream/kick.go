@@ -60,7 +60,6 @@ func (h *Handler) followFrom(start *transport.Start) error {
 		return err
 	}
 	defer sub.Close()
-	acker, _ := transport.As[transport.Acker](sub)
 	dst := make([]transport.Message, 64)
 	for {
 		*start = transport.Start{From: transport.AfterPosition, Position: at.Position()}
@@ -77,9 +76,9 @@ func (h *Handler) followFrom(start *transport.Start) error {
 				subject := string(m.Data)
 				h.Kick(func(s string) bool { return s == subject })
 			}
-			if acker != nil {
-				acker.Ack(h.ctx, []transport.Receipt{dst[i].Receipt()})
-			}
+		}
+		if err := acknowledge(h.ctx, sub, dst[:n]); err != nil {
+			return err
 		}
 	}
 }

@@ -85,3 +85,8 @@ func (t *tally[K]) remove(k K) {
 		delete(t.of, k)
 	}
 }
+
+// load is how many messages there are, and their size.
+type load struct{ messages, bytes int }
+
+func (l *load) add(n, bytes int) { l.messages, l.bytes = l.messages+n, l.bytes+bytes }

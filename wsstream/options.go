@@ -213,7 +213,8 @@ func WithBackoff(first, last time.Duration) DialOption {
 	})
 }
 
-// WithState is told when the link goes up and down. It must not block.
+// WithState is told when the link goes up and down, one state after another and
+// in order. The transport does not wait for f, which may close it.
 func WithState(f func(State)) DialOption {
 	return dialOption(func(c *clientConfig) { c.state = f })
 }

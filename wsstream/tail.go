@@ -192,10 +192,7 @@ func (t *tail) fill(batch []byte) ([]byte, bool) {
 	var some [64]*entry
 	began := false
 	for {
-		n, behind := t.take(some[:])
-		if behind {
-			return batch, false
-		}
+		n := t.take(some[:])
 		if n == 0 {
 			return batch, false
 		}
@@ -218,11 +215,11 @@ func (t *tail) fill(batch []byte) ([]byte, bool) {
 
 // take moves on over what may be sent now. When that was dropped from the hub,
 // the subscription is behind, and begins to read on its own.
-func (t *tail) take(dst []*entry) (n int, behind bool) {
+func (t *tail) take(dst []*entry) (n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.over || !t.open || t.c.leaving() {
-		return 0, false
+		return 0
 	}
 	size := 0
 	if o := t.own; o != nil {
@@ -246,7 +243,7 @@ func (t *tail) take(dst []*entry) (n int, behind bool) {
 			}
 		}
 		if len(o.entries) > 0 || !o.caught {
-			return n, false
+			return n
 		}
 		t.own = nil
 		t.next = 0
@@ -254,25 +251,23 @@ func (t *tail) take(dst []*entry) (n int, behind bool) {
 	b := t.hub
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch {
-	case t.next == 0:
+	behind := false
+	if t.next == 0 {
 		t.anew = 0
 		if behind = t.at.Compare(b.floor) < 0; !behind {
 			t.next = b.after(t.at)
 		}
-	case t.anew > t.next:
-		t.next = t.anew
-		behind = t.next < b.first
-	default:
+	} else {
+		t.next = max(t.next, t.anew)
 		behind = t.next < b.first
 	}
 	if behind {
 		if n > 0 {
-			return n, false
+			return n
 		}
 		t.own = t.c.h.newOwn(reading{prev: t.at, upto: t.at})
 		t.readOwn(t.own)
-		return 0, true
+		return 0
 	}
 	for ; n < len(dst) && size < batchBytes && t.next < b.first+uint64(len(b.entries)); t.next++ {
 		e := b.entries[t.next-b.first]
@@ -286,7 +281,7 @@ func (t *tail) take(dst []*entry) (n int, behind bool) {
 		n++
 		size += e.size
 	}
-	return n, false
+	return n
 }
 
 // had reports whether an entry is none for the subscription, as it is farther.
@@ -428,19 +423,13 @@ func (r *reading) read(ctx context.Context, dst []transport.Message) ([]*entry, 
 		r.upto = r.at.Position()
 		return nil, nil
 	}
-	var rs []transport.Receipt
-	for i := range dst[:n] {
-		rs = append(rs, dst[i].Receipt())
-	}
+	acknowledge(ctx, r.sub, dst[:n]) // or they come again, and are passed by
 	es := newEntries(dst[:n])
 	clear(dst[:n])
 	for _, e := range es {
 		e.prev, r.prev, r.began = r.prev, e.msg.Position, true
 	}
 	r.upto = r.prev
-	if a, ok := transport.As[transport.Acker](r.sub); ok {
-		a.Ack(ctx, rs) // or they come again, and are passed by
-	}
 	return es, nil
 }
 
