@@ -31,6 +31,8 @@ type Transport struct {
 	cfg config
 	err error // what is wrong with the options
 
+	moving sync.Mutex // held by a Move, which locks two topics
+
 	mu     sync.RWMutex // guards the rest
 	topics map[string]*topic
 	closed bool
@@ -93,7 +95,7 @@ func (t *Transport) Open(name string) func(context.Context, string, []transport.
 }
 
 // Subscribe implements [transport.Subscriber]. The subscription is an Acker, a
-// Nacker, a Releaser and an Extender.
+// Nacker, a Releaser, an Extender and, for a group, a Mover.
 func (t *Transport) Subscribe(ctx context.Context, name string, opts transport.Options) (transport.Subscription, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -159,7 +161,7 @@ func (t *Transport) topic(name string) (*topic, error) {
 		return nil, transport.ErrClosed
 	}
 	if tp = t.topics[name]; tp == nil {
-		tp = newTopic(name, &t.cfg)
+		tp = newTopic(name, t)
 		t.topics[name] = tp
 	}
 	return tp, nil

@@ -40,6 +40,7 @@ var (
 	_ transport.Nacker       = (*subscription)(nil)
 	_ transport.Releaser     = (*subscription)(nil)
 	_ transport.Extender     = (*subscription)(nil)
+	_ transport.Mover        = (*subscription)(nil)
 	_ transport.Positioner   = (*subscription)(nil)
 )
 

@@ -13,6 +13,7 @@ import (
 // topic is a log and the groups that read it. A broadcast subscription is a
 // group of one without a name that ends with it.
 type topic struct {
+	of   *Transport
 	name string
 	cfg  *config
 	tail atomic.Uint64 // log.next, for those who look without the lock
@@ -32,8 +33,8 @@ type topic struct {
 	closed  bool
 }
 
-func newTopic(name string, cfg *config) *topic {
-	t := &topic{name: name, cfg: cfg}
+func newTopic(name string, of *Transport) *topic {
+	t := &topic{of: of, name: name, cfg: &of.cfg}
 	t.log.first, t.log.next = 1, 1 // so that the zero Position is before every message
 	return t
 }

@@ -39,7 +39,13 @@ type native struct{}
 // fieldNames are variables, so that arguments can point to them.
 var fieldNames = struct{ m, key, head, payload string }{"m", "key", "head", "payload"}
 
-func (native) key(prefix, topic string) string { return prefix + ":{" + topic + "}" }
+// key keeps a topic and its dead letters in one slot of a cluster.
+func (native) key(prefix, topic string) string {
+	if of, ok := transport.CutDead(topic); ok {
+		return prefix + ":{" + of + "}:dead"
+	}
+	return prefix + ":{" + topic + "}"
+}
 
 func (native) fields(x *xadds, m *transport.Message) error {
 	b := strconv.AppendInt(x.begin(&fieldNames.m), m.Time.UnixNano(), 10)

@@ -49,6 +49,7 @@ var (
 	_ transport.Nacker       = (*member)(nil)
 	_ transport.Releaser     = (*member)(nil)
 	_ transport.Extender     = (*member)(nil)
+	_ transport.Mover        = (*member)(nil)
 )
 
 func (t *Transport) subscribeGroup(ctx context.Context, topic string, o transport.Options) (*member, error) {

@@ -305,7 +305,7 @@ func (t *Transport) Close() error {
 }
 
 // Subscribe implements [transport.Subscriber]. The subscription is an Acker, a
-// Nacker, a Releaser and an Extender.
+// Nacker, a Releaser, an Extender and, for a group, a Mover.
 func (t *Transport) Subscribe(ctx context.Context, topic string, opts transport.Options) (transport.Subscription, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

@@ -23,6 +23,8 @@ var (
 	sweepLua string
 	//go:embed lua/trim.lua
 	trimLua string
+	//go:embed lua/move.lua
+	moveLua string
 
 	claimScript  = newScript(claimLua)
 	settleScript = newScript(settleLua)
@@ -30,6 +32,7 @@ var (
 	asideScript  = newScript(asideLua)
 	sweepScript  = newScript(sweepLua)
 	trimScript   = newScript(trimLua)
+	moveScript   = newScript(moveLua)
 )
 
 // script is a script and the name the server knows it by.

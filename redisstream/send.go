@@ -186,8 +186,8 @@ func (x *xadds) end(text []byte) {
 	x.cuts = append(x.cuts, len(x.text))
 }
 
-// seal makes the commands of the arguments.
-func (x *xadds) seal(ctx context.Context) {
+// fill gives the arguments their values.
+func (x *xadds) fill() {
 	from := 0
 	for _, end := range x.cuts {
 		x.pieces = append(x.pieces, x.text[from:end])
@@ -200,8 +200,13 @@ func (x *xadds) seal(ctx context.Context) {
 			k++
 		}
 	}
+}
+
+// seal makes the commands of the arguments.
+func (x *xadds) seal(ctx context.Context) {
+	x.fill()
 	x.memory = slices.Grow(x.memory, len(x.ends))[:len(x.ends)]
-	from = 0
+	from := 0
 	for i, end := range x.ends {
 		x.memory[i] = *redis.NewRawWriteToCmd(ctx, &x.replies, x.args[from:end:end]...) // which go-redis never sends again
 		x.memory[i].SetFirstKeyPos(1)

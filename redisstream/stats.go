@@ -22,6 +22,7 @@ type Stats struct {
 	Redelivered uint64 // of these, second and later ones
 	Acked       uint64 // acknowledged, and the server confirmed
 	GivenBack   uint64 // given back for another delivery
+	Moved       uint64 // moved to another topic
 	Stale       uint64 // settlements of deliveries no longer held
 	LeasesLost  uint64 // deliveries whose lease could not be kept
 
@@ -37,11 +38,11 @@ type Stats struct {
 }
 
 type counters struct {
-	sent, refused, unknown, resent, unreplied                  atomic.Uint64
-	received, redelivered, acked, givenBack, stale, leasesLost atomic.Uint64
-	lost, setAside, groupsRecreated, trimmed, reconnects       atomic.Uint64
-	connected                                                  atomic.Bool
-	failure                                                    atomic.Pointer[failure]
+	sent, refused, unknown, resent, unreplied                         atomic.Uint64
+	received, redelivered, acked, givenBack, moved, stale, leasesLost atomic.Uint64
+	lost, setAside, groupsRecreated, trimmed, reconnects              atomic.Uint64
+	connected                                                         atomic.Bool
+	failure                                                           atomic.Pointer[failure]
 }
 
 type failure struct {
@@ -86,7 +87,7 @@ func (t *Transport) Stats() Stats {
 	c := &t.count
 	s := Stats{
 		Sent: c.sent.Load(), Refused: c.refused.Load(), Unknown: c.unknown.Load(), Resent: c.resent.Load(), Unreplied: c.unreplied.Load(),
-		Received: c.received.Load(), Redelivered: c.redelivered.Load(), Acked: c.acked.Load(), GivenBack: c.givenBack.Load(),
+		Received: c.received.Load(), Redelivered: c.redelivered.Load(), Acked: c.acked.Load(), GivenBack: c.givenBack.Load(), Moved: c.moved.Load(),
 		Stale: c.stale.Load(), LeasesLost: c.leasesLost.Load(),
 		Lost: c.lost.Load(), SetAside: c.setAside.Load(), GroupsRecreated: c.groupsRecreated.Load(), Trimmed: c.trimmed.Load(), Reconnects: c.reconnects.Load(),
 		Connected: c.connected.Load(),

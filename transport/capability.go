@@ -36,6 +36,23 @@ type Extender interface {
 	Extend(ctx context.Context, rs []Receipt, d time.Duration) error
 }
 
+// Mover is a [Subscription] of a group that can put a message into another
+// topic in place of one it was given.
+type Mover interface {
+	// Move stores m in topic and settles the delivery r as done, in one step:
+	// both or neither.
+	//
+	// A [*LeaseError] says that the subscription did not hold r any more, and an
+	// error that wraps [ErrNotPublished] that the topic refused m; nothing is
+	// done then. After any other error it may have been done; what was not
+	// comes again when its lease ends. Like Send, Move keeps nothing of m.
+	//
+	// It works between a topic and its dead letters, see [DeadTopic], in either
+	// direction. Between other topics it returns an error that wraps
+	// [errors.ErrUnsupported] where the driver cannot do it.
+	Move(ctx context.Context, topic string, m Message, r Receipt) error
+}
+
 // Positioner is a broadcast [Subscription] that knows how far it is.
 type Positioner interface {
 	// Position is the place up to which Receive has returned the topic's

@@ -1,9 +1,25 @@
 package transport
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // MaxName is the longest name of a topic or group, in bytes.
 const MaxName = 200
+
+// DeadTopic returns the name of the topic that keeps the dead letters of
+// another: ".dead" after its name. Drivers keep the two where one step can
+// reach both.
+func DeadTopic(topic string) string { return topic + deadSuffix }
+
+// CutDead returns the topic whose dead letters a topic keeps, if it does.
+func CutDead(topic string) (of string, ok bool) {
+	of, ok = strings.CutSuffix(topic, deadSuffix)
+	return of, ok && of != ""
+}
+
+const deadSuffix = ".dead"
 
 // CheckName returns an error unless name can name a topic or a group on every
 // transport: it matches ^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$. So a name never

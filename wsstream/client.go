@@ -107,7 +107,7 @@ type call struct {
 	rid       uint64
 	count     int // rids, for publishes
 	frames    []frame
-	bytes     int  // of publishes
+	bytes     int  // of messages in frames
 	publish   bool // else of
 	of        *member
 	gen       uint64 // of the member's deliveries
@@ -554,9 +554,12 @@ func (t *Transport) refresh(l *clientLink, ttl uint64) {
 	}
 }
 
-// lose ends a call without an answer: what it names, nobody holds any more. The
-// caller holds mu.
+// lose ends a call without an answer: what it names, nobody holds any more, and
+// whether a message was moved is not known. The caller holds mu.
 func (t *Transport) lose(c *call) {
+	if c.frames[0].Type == frameMove {
+		c.err = &Error{Code: CodeUnknown}
+	}
 	for i := range c.frames {
 		c.gone = append(c.gone, c.frames[i].Ns...)
 	}
@@ -680,7 +683,7 @@ func (t *Transport) forget(c *call) {
 			break
 		}
 	}
-	if c.publish {
+	if c.publish || c.bytes > 0 {
 		t.under.add(-c.count, -c.bytes)
 	}
 	t.changed()
@@ -806,14 +809,9 @@ func (t *Transport) sendSome(ctx context.Context, topic string, msgs []transport
 	}
 	c.frames = make([]frame, c.count)
 	for i := range c.frames {
-		c.frames[i] = frameOf(framePub, &msgs[i])
-		c.frames[i].Pos, c.frames[i].Attempt = transport.Position{}, 0
-		c.frames[i].Topic, c.frames[i].Within = topic, within
-		if c.frames[i].Time.IsZero() { // the same one if it is sent again
-			c.frames[i].Time = time.Now().UTC()
-		}
-		if n := t.tooLarge(&c.frames[i]); n > 0 {
-			err = notPublished(fmt.Errorf("%w: message %s takes %d bytes, the server takes %d", transport.ErrTooLarge, msgs[i].ID, n, t.welcome.MaxMessage))
+		c.frames[i] = publishFrame(framePub, topic, &msgs[i])
+		c.frames[i].Within = within
+		if err = t.tooLarge(&c.frames[i]); err != nil {
 			if c.count = i; i == 0 {
 				t.mu.Unlock()
 				return 0, err
@@ -840,20 +838,31 @@ func (t *Transport) sendSome(ctx context.Context, topic string, msgs []transport
 	return n, cmp.Or(e, err)
 }
 
-// tooLarge returns the size of a frame, if that is more than the server takes.
-// The caller holds mu.
-func (t *Transport) tooLarge(f *frame) int {
+// publishFrame is a frame with a message for a topic.
+func publishFrame(typ frameType, topic string, m *transport.Message) frame {
+	f := frameOf(typ, m)
+	f.Pos, f.Attempt, f.Topic = transport.Position{}, 0, topic
+	if f.Time.IsZero() { // the same one if it is sent again
+		f.Time = time.Now().UTC()
+	}
+	return f
+}
+
+// tooLarge returns an error if a frame with a message is larger than the server
+// takes. The caller holds mu.
+func (t *Transport) tooLarge(f *frame) error {
 	limit := t.welcome.MaxMessage
 	m := f.message()
 	if limit == 0 || uint64(6*(m.Size()+len(m.ID)+len(f.Topic))+1024) <= limit { // whatever is escaped
-		return 0
+		return nil
 	}
 	again := *f
 	again.Again, again.Rid = true, math.MaxUint64
-	if n := len(t.link.out.codec.append(nil, &again)); uint64(n) > limit {
-		return n
+	n := len(t.link.out.codec.append(nil, &again))
+	if uint64(n) <= limit {
+		return nil
 	}
-	return 0
+	return notPublished(fmt.Errorf("%w: message %s takes %d bytes, the server takes %d", transport.ErrTooLarge, f.ID, n, limit))
 }
 
 // partly is the result of a call that is given up. The server may still be at
@@ -890,15 +899,30 @@ func (c *call) result(msgs []transport.Message) (int, error) {
 	return len(c.at), notPublished(c.err)
 }
 
-// do sends a request about deliveries and waits for the answer.
+// do sends a request about deliveries and waits for the answer. Its error wraps
+// ErrNotPublished if a message was not even sent.
 func (t *Transport) do(ctx context.Context, m *member, gen uint64, f frame) (gone []uint64, err error) {
 	c := &call{count: 1, frames: []frame{f}, of: m, gen: gen}
-	if err := t.await(ctx, m.settles); err != nil {
+	if f.Type == frameMove {
+		msg := f.message()
+		c.bytes = max(1, msg.Size())
+	}
+	if err := t.await(ctx, func() bool { return m.settles() && t.fits(c.bytes) }); err != nil {
+		if c.bytes > 0 {
+			err = notPublished(err)
+		}
 		return nil, err
 	}
 	if gen != m.generation() {
 		t.mu.Unlock()
 		return f.Ns, nil
+	}
+	if c.bytes > 0 {
+		if err := t.tooLarge(&f); err != nil {
+			t.mu.Unlock()
+			return nil, err
+		}
+		t.under.add(1, c.bytes)
 	}
 	t.add(c)
 	t.mu.Unlock()
@@ -919,7 +943,7 @@ func (t *Transport) do(ctx context.Context, m *member, gen uint64, f frame) (gon
 }
 
 // Subscribe implements [transport.Subscriber]. Without a link it waits for one.
-// A subscription to a group is an Acker, Nacker, Releaser and Extender at the
+// A subscription to a group is an Acker, Nacker, Releaser, Extender and Mover at the
 // server; a broadcast is all that and a Positioner here.
 func (t *Transport) Subscribe(ctx context.Context, topic string, o transport.Options) (transport.Subscription, error) {
 	if err := ctx.Err(); err != nil {
@@ -988,6 +1012,13 @@ func (t *Transport) end(sid uint64, tell bool) *call {
 	c := &call{count: 1, frames: []frame{{Type: frameUnsub, Sid: sid}}}
 	t.add(c)
 	return c
+}
+
+// fits reports whether a message of a size may be under way besides the others.
+// The caller holds mu.
+func (t *Transport) fits(size int) bool {
+	return size == 0 || t.under.messages == 0 ||
+		t.under.messages < int(min(max(t.welcome.MaxPublish, 1), math.MaxInt32)) && t.under.bytes+size <= underMost
 }
 
 // send sends a frame that needs no answer, if there is a link.

@@ -45,6 +45,7 @@ const (
 	framePong                         // both: the answer
 	frameDrain                        // s: reconnect within a time
 	frameBye                          // c: will not come back
+	frameMove                         // c: put a message elsewhere in place of a delivery
 	frameEnd
 )
 
@@ -133,6 +134,7 @@ var layouts = [frameEnd]struct {
 	framePong:    {"pong", []field{fN}},
 	frameDrain:   {"drain", []field{fWithin}},
 	frameBye:     {"bye", nil},
+	frameMove:    {"move", []field{fRid, fSid, fNs, fTopic, fID, fTime, fKey, fMedia, fHeader, fData, fAgain}},
 }
 
 func (t frameType) String() string {

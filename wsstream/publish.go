@@ -82,16 +82,7 @@ func (q *publishing) add(pubs []publish) bool {
 	for i := range pubs {
 		size += pubs[i].msg.Size()
 	}
-	c.mu.Lock()
-	for q.load.messages > 0 && q.load.bytes+size > publishBytes {
-		if !q.await(c.left) {
-			c.mu.Unlock()
-			return false
-		}
-	}
-	if q.load.messages+len(pubs) > 2*c.h.cfg.maxPublish {
-		c.mu.Unlock()
-		c.reject(CodeOverrun, "", closeFlood)
+	if !q.lock(len(pubs), size) {
 		return false
 	}
 	for i := range pubs {
@@ -108,6 +99,25 @@ func (q *publishing) add(pubs []publish) bool {
 		c.work.Go(q.run)
 	}
 	c.mu.Unlock()
+	return true
+}
+
+// lock waits until there is room for n messages, and returns with the link's
+// lock held, or reports false if the link does not go on.
+func (q *publishing) lock(n, size int) bool {
+	c := q.c
+	c.mu.Lock()
+	for q.load.messages > 0 && q.load.bytes+size > publishBytes {
+		if !q.await(c.left) {
+			c.mu.Unlock()
+			return false
+		}
+	}
+	if q.load.messages+n > 2*c.h.cfg.maxPublish {
+		c.mu.Unlock()
+		c.reject(CodeOverrun, "", closeFlood)
+		return false
+	}
 	return true
 }
 
@@ -143,9 +153,14 @@ func (q *publishing) answered(pubs []publish) {
 	for i := range pubs {
 		size += pubs[i].msg.Size()
 	}
+	q.done(len(pubs), size)
+}
+
+// done makes room.
+func (q *publishing) done(n, size int) {
 	q.c.mu.Lock()
 	defer q.c.mu.Unlock()
-	q.load.add(-len(pubs), -size)
+	q.load.add(-n, -size)
 	if q.room != nil {
 		close(q.room)
 		q.room = nil

@@ -19,6 +19,8 @@ type settlement struct {
 	ds    []delivery // or as the server does, and no client holds them
 	again bool       // the client may have said so before
 	delay time.Duration
+	topic string            // where msg goes in place of the one delivery
+	msg   transport.Message // which is not moved otherwise
 }
 
 type kind uint8
@@ -28,6 +30,7 @@ const (
 	nack
 	release
 	extend
+	move
 )
 
 // settle sees to what a client wants done with deliveries.
@@ -47,6 +50,37 @@ func (c *conn) settle(f *frame, k kind) bool {
 		op.delay = min(duration(f.Lease), leaseMost)
 	}
 	if !g.do(op) {
+		c.reject(CodeTooMany, "too many settlements at a time", closeFlood)
+		return false
+	}
+	return true
+}
+
+// move puts a message into another topic in place of a delivery. Who may take a
+// topic's messages may put them among its dead letters; elsewhere is a publish.
+func (c *conn) move(f *frame) bool {
+	p := c.publish(f)
+	g := c.session.groupOf(c, f.Sid)
+	switch {
+	case p.code == CodeForbidden && g != nil && f.Topic == transport.DeadTopic(g.topic):
+	case p.code == 0 && len(f.Ns) != 1:
+		return c.refuse(f, CodeBadFrame, "ns is not one delivery")
+	case p.code != 0:
+		return c.refuse(f, p.code, p.text)
+	}
+	size := p.msg.Size()
+	if !c.pubs.lock(1, size) {
+		return false
+	}
+	c.pubs.load.add(1, size)
+	c.mu.Unlock()
+	op := settlement{kind: move, rid: f.Rid, c: c, ns: slices.Clone(f.Ns), again: f.Again, topic: f.Topic, msg: p.msg}
+	if g == nil {
+		(&settling{settlement: &op, gone: op.ns}).answer(nil)
+		return true
+	}
+	if !g.do(op) {
+		c.pubs.done(1, size)
 		c.reject(CodeTooMany, "too many settlements at a time", closeFlood)
 		return false
 	}
@@ -94,7 +128,7 @@ func (g *groupSub) settleAll() {
 		g.mu.Unlock()
 		for len(ops) > 0 {
 			k := 1
-			for k < len(ops) && ops[k].kind == ops[0].kind && ops[k].delay == ops[0].delay {
+			for k < len(ops) && ops[k].kind == ops[0].kind && ops[k].kind != move && ops[k].delay == ops[0].delay {
 				k++
 			}
 			g.settleSome(ops[:k])
@@ -126,7 +160,11 @@ func (g *groupSub) settleSome(ops []settlement) {
 	var err error
 	if len(rs) > 0 {
 		ctx, cancel := context.WithTimeout(g.s.h.ctx, g.s.h.cfg.sendFor)
-		err = g.apply(ctx, k, rs, ops[0].delay)
+		if k == move {
+			err = g.move(ctx, &ops[0], rs[0])
+		} else {
+			err = g.apply(ctx, k, rs, ops[0].delay)
+		}
 		cancel()
 	}
 	var lost map[transport.Receipt]bool
@@ -235,15 +273,28 @@ func (g *groupSub) was(n uint64) bool {
 
 // answer tells the client what was done.
 func (s *settling) answer(err error) {
+	if s.kind == move {
+		s.c.pubs.done(1, s.msg.Size())
+	}
 	switch {
 	case s.c == nil || s.rid == 0:
 	case errors.Is(err, errors.ErrUnsupported):
 		s.c.out.send(frame{Type: frameErr, Rid: s.rid, Code: CodeUnsupported, Text: err.Error()})
+	case err != nil && s.kind == move:
+		s.c.out.send(frame{Type: frameErr, Rid: s.rid, Code: sendCode(err), Text: sendText(err)})
 	case err != nil:
 		s.c.out.send(frame{Type: frameErr, Rid: s.rid, Code: CodeUnavailable})
 	default:
 		s.c.out.send(frame{Type: frameOK, Rid: s.rid, Ns: s.gone})
 	}
+}
+
+func (g *groupSub) move(ctx context.Context, op *settlement, r transport.Receipt) error {
+	m, ok := transport.As[transport.Mover](g.sub)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return m.Move(ctx, op.topic, op.msg, r)
 }
 
 func (g *groupSub) apply(ctx context.Context, k kind, rs []transport.Receipt, d time.Duration) error {

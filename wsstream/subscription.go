@@ -532,6 +532,40 @@ func (s *member) settle(ctx context.Context, rs []transport.Receipt, f frame) er
 	return nil
 }
 
+// Move implements [transport.Mover], as the transport behind the server does. A
+// member may put what it holds among the dead letters of its topic; elsewhere
+// it needs the right to publish.
+func (s *member) Move(ctx context.Context, topic string, m transport.Message, r transport.Receipt) error {
+	if ctx.Err() != nil {
+		return notPublished(context.Cause(ctx))
+	}
+	if err := transport.CheckName("topic", topic); err != nil {
+		return notPublished(err)
+	}
+	if err := s.t.check(&m); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	closed, gen := s.closed, s.gen
+	s.mu.Unlock()
+	if closed {
+		return transport.ErrClosed
+	}
+	if r.Token>>genShift != gen {
+		return &transport.LeaseError{Lost: []transport.Receipt{r}}
+	}
+	f := publishFrame(frameMove, topic, &m)
+	f.Sid, f.Ns = s.sid, []uint64{number(r.Token)}
+	gone, err := s.t.do(ctx, s, gen, f)
+	switch e, refused := errors.AsType[*Error](err); {
+	case err == nil && len(gone) > 0:
+		return &transport.LeaseError{Lost: []transport.Receipt{r}}
+	case refused && e.Code != CodeUnknown:
+		return notPublished(err)
+	}
+	return err
+}
+
 // Close implements [transport.Subscription]. It waits, for 100 ms at most, until
 // the server says that what was held went back.
 func (s *member) Close() error {

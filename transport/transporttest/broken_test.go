@@ -57,6 +57,11 @@ func TestBrokenTransportsAreCaught(t *testing.T) {
 			"a message that is given back comes again with a higher attempt, before later ones",
 			"an unsettled message comes again after its lease, and not before",
 		}},
+		{"moves a message and keeps it", moveHalf, []string{
+			"a message that is moved to the dead letters is there once, and settled",
+			"a message is moved or settled, and not both",
+			"a message that is not held any more is not moved",
+		}},
 		{"ignores the delay of a nack", hurry, []string{
 			"a message given back with a delay comes after it, and holds nobody up",
 		}},
@@ -307,6 +312,26 @@ type hasty struct{ transport.Subscription }
 func (s hasty) Unwrap() transport.Subscription { return s.Subscription }
 func (s hasty) Nack(ctx context.Context, rs []transport.Receipt, _ time.Duration) error {
 	return s.Subscription.(transport.Nacker).Nack(ctx, rs, 0)
+}
+
+// halfMover stores and does not settle.
+type halfMover struct {
+	transport.Subscription
+	t transport.Transport
+}
+
+func (s halfMover) Unwrap() transport.Subscription { return s.Subscription }
+func (s halfMover) Move(ctx context.Context, topic string, m transport.Message, _ transport.Receipt) error {
+	_, err := s.t.Send(ctx, topic, []transport.Message{m})
+	return err
+}
+
+func moveHalf() transport.Transport {
+	t := memstream.New()
+	return subscribing{t, func(ctx context.Context, topic string, o transport.Options) (transport.Subscription, error) {
+		s, err := t.Subscribe(ctx, topic, o)
+		return halfMover{s, t}, err
+	}}
 }
 
 func hurry() transport.Transport {
