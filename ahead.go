@@ -68,5 +68,10 @@ func (a *ahead[M]) value(f *fetch, i int) (*M, int, error) {
 		return a.decode(&f.msgs[i])
 	}
 	a.helper.Wait() // it has just met us, if it is still at work
-	return d.value, d.version, d.err
+	if d.value == nil && d.err == nil {
+		return a.decode(&f.msgs[i]) // it is tried again, with a value of its own
+	}
+	v, version, err := d.value, d.version, d.err
+	d.value, d.err = nil, nil
+	return v, version, err
 }

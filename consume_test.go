@@ -42,7 +42,7 @@ func TestAHandlerThatFailsGetsItsMessageAgain(t *testing.T) {
 							key = append(key, echo.WithKeyFunc(func(i int) string { return fmt.Sprint(i % 3) }))
 						}
 						topic := echo.NewTopic[int]("t", key...)
-						c := subscribe(t, bus, topic, echo.WithConcurrency(concurrency), echo.WithBackoff(time.Second, time.Minute))
+						c := subscribe(t, bus, topic, echo.WithConcurrency(concurrency), echo.WithRetry(echo.Retry{Min: time.Second, Max: time.Minute}))
 						ctx, cancel := context.WithCancel(t.Context())
 						var mu sync.Mutex
 						attempts := map[int]int{}
@@ -95,7 +95,7 @@ func TestRetriesWaitForTheBackoffAndHoldNobodyUp(t *testing.T) {
 		bus := echo.New()
 		defer bus.Close(context.Background())
 		topic := echo.NewTopic[string]("t")
-		c := subscribe(t, bus, topic, echo.WithBackoff(time.Minute, 4*time.Minute))
+		c := subscribe(t, bus, topic, echo.WithRetry(echo.Retry{Min: time.Minute, Max: 4 * time.Minute}))
 		begin := time.Now()
 		var failed []time.Duration
 		var fine time.Duration
@@ -125,7 +125,7 @@ func TestOrderPerKeySurvivesConcurrencyAndRetries(t *testing.T) {
 	const keys, each = 20, 100
 	bus := newBus(t)
 	topic := echo.NewTopic[int]("t", echo.WithKeyFunc(func(i int) string { return fmt.Sprint("k", i%keys) }))
-	c := subscribe(t, bus, topic, echo.WithConcurrency(16), echo.WithBackoff(time.Millisecond, time.Millisecond))
+	c := subscribe(t, bus, topic, echo.WithConcurrency(16), echo.WithRetry(echo.Retry{Min: time.Millisecond, Max: time.Millisecond}))
 	var mu sync.Mutex
 	done := map[string][]int{}
 	var atOnce, most atomic.Int32
@@ -453,12 +453,12 @@ func TestUndecodableMessagesAreSetAside(t *testing.T) {
 		publish[any](t, bus, bad, "not an order")
 		publish(t, bus, topic, anOrder)
 		require.NoError(t, c.Run(t.Context(), func(context.Context, echo.Message[order]) error { return c.Close() }))
-		assert.Contains(t, log.String(), "message set aside")
+		assert.Contains(t, log.String(), "message given up")
 		assert.NotContains(t, log.String(), "not an order", "payloads are not logged")
 	})
 	t.Run("or retried, if the hook says so", func(t *testing.T) {
 		n := 0
-		c := subscribe(t, bus, topic, echo.WithGroup("retry"), echo.FromNewest(), echo.WithBackoff(0, 0),
+		c := subscribe(t, bus, topic, echo.WithGroup("retry"), echo.FromNewest(), echo.WithRetry(echo.Retry{Table: []time.Duration{0}}),
 			echo.WithErrorHook(func(context.Context, error) error {
 				if n++; n < 3 {
 					return errors.New("perhaps later")

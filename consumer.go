@@ -19,14 +19,16 @@ import (
 // what was handled, extends the leases of what waits or runs, and learns which
 // are lost.
 type consumer struct {
-	bus      *Bus
-	topic    string
-	cfg      *subscribeConfig
-	sub      transport.Subscription
-	acker    transport.Acker
-	nacker   transport.Nacker
-	extender transport.Extender // nil: messages have no lease
-	lease    time.Duration      // 0: messages have no lease
+	bus       *Bus
+	topic     string
+	deadTopic string
+	cfg       *subscribeConfig
+	sub       transport.Subscription
+	acker     transport.Acker
+	nacker    transport.Nacker
+	extender  transport.Extender // nil: messages have no lease
+	mover     transport.Mover    // nil: there are no dead letters
+	lease     time.Duration      // 0: messages have no lease
 
 	using     atomic.Bool  // Run, Messages or Batches is under way
 	stopping  atomic.Bool  // nothing more is received
@@ -35,6 +37,8 @@ type consumer struct {
 	inHand    atomic.Int32 // unsettled messages that a loop has yielded
 	acking    sync.Mutex   // held while an ackSoon is under way; guards spareAck
 	spareAck  []transport.Receipt
+
+	count counts
 
 	draining                               atomic.Bool // counting for the account
 	completed, acked, givenBack, abandoned atomic.Int64
@@ -92,6 +96,10 @@ func newConsumer(ctx context.Context, b *Bus, topic string, cfg *subscribeConfig
 		c.close()
 		return nil, fmt.Errorf("the transport cannot acknowledge and give back messages: %w", errors.ErrUnsupported)
 	}
+	if err := c.findMover(); err != nil {
+		c.close()
+		return nil, err
+	}
 	if c.extender, ok = transport.As[transport.Extender](sub); ok {
 		c.lease = c.extender.Lease()
 	} else if cfg.Lease > 0 {
@@ -99,6 +107,31 @@ func newConsumer(ctx context.Context, b *Bus, topic string, cfg *subscribeConfig
 		return nil, fmt.Errorf("WithLease: the transport has no leases: %w", errors.ErrUnsupported)
 	}
 	return c, nil
+}
+
+// findMover finds where the dead letters of a group go.
+func (c *consumer) findMover() error {
+	c.deadTopic = transport.DeadTopic(c.topic)
+	switch _, dead := transport.CutDead(c.topic); {
+	case c.cfg.Group == "":
+		return nil // what a broadcast gives up is given up here alone
+	case dead && c.cfg.retry.Attempts > 0:
+		return errors.New("WithRetry: dead letters have no dead letters, so Attempts has no meaning for them")
+	case dead:
+		return nil
+	}
+	mover, ok := transport.As[transport.Mover](c.sub)
+	if !ok && c.cfg.retry.Attempts > 0 {
+		return fmt.Errorf("WithRetry: the transport has no dead letters, so Attempts is %w", errors.ErrUnsupported)
+	}
+	if err := transport.CheckName("topic", c.deadTopic); err != nil && ok {
+		if c.cfg.retry.Attempts > 0 {
+			return fmt.Errorf("WithRetry: of the dead letters: %w", err)
+		}
+		return nil
+	}
+	c.mover = mover
+	return nil
 }
 
 // begin starts a use of the consumer, which has one at a time.
@@ -468,7 +501,7 @@ func (c *consumer) extend() time.Duration {
 		}
 		f.kept = now
 		for i := range f.msgs {
-			if s := f.state(i); s == buffered || s == running && handles {
+			if s := f.state(i); s == buffered || s == waiting || s == running && handles {
 				rs = append(rs, f.msgs[i].Receipt())
 			}
 		}
@@ -492,11 +525,11 @@ func (c *consumer) lose(e *transport.LeaseError) {
 	c.mu.Lock()
 	for _, f := range c.active {
 		for i := range f.msgs {
-			if s := f.state(i); s != buffered && s != running || !e.Has(f.msgs[i].Receipt()) {
+			if s := f.state(i); s != buffered && s != waiting && s != running || !e.Has(f.msgs[i].Receipt()) {
 				continue
 			}
 			switch {
-			case f.move(i, buffered, lost):
+			case f.move(i, buffered, lost), f.move(i, waiting, lost):
 				n++
 			case f.move(i, running, losing):
 				n++

@@ -13,6 +13,8 @@ import (
 // are used again, so each slot's state carries a generation.
 //
 //	buffered ─► running ─► handled ─► gone       Run: finished, then acknowledged
+//	    │        ▲    └─► waiting ──► lost       to be tried again by its lane
+//	    │        └───────────┘
 //	    │          ├────────────────► gone       settled by hand, or given back
 //	    │          └─► losing ──────► lost       the lease ended in the handler
 //	    ├─────────────────────► gone, lost       released, or the lease ended
@@ -27,6 +29,7 @@ type fetch struct {
 	gen   uint32 // stateBits zero
 
 	lane   *lane         // who runs all of it, if one lane does
+	inLine int           // messages in lines of that lane
 	left   atomic.Int32  // messages that are not concluded, by several lanes
 	byHand bool          // its messages are settled by a loop, not by Run
 	since  time.Duration // when it was received
@@ -46,6 +49,7 @@ const (
 	losing          // its lane's context is being cancelled
 	lost            // its lease ended before it was settled
 	gone            // settled or given back
+	waiting         // to be tried again by the lane that has it
 
 	stateBits = 3
 	stateMask = 1<<stateBits - 1
@@ -179,6 +183,21 @@ func (d delivery) ack(ctx context.Context) error {
 		return err
 	}
 	return d.settled(d.f.c.acker.Ack(ctx, []transport.Receipt{r}))
+}
+
+// reject makes the message a dead letter. One that nobody takes goes back.
+func (d delivery) reject(ctx context.Context, reason string, why error) error {
+	_, ok, err := d.claim()
+	if !ok {
+		return err
+	}
+	m := &d.f.buf[d.i]
+	err = d.f.c.bury(ctx, m, reason, why)
+	if err != nil && !errors.Is(err, ErrLeaseLost) {
+		d.f.c.bus.cfg.logger.Error("echo: dead letter refused, message stays", "topic", d.f.c.topic, "group", d.f.c.cfg.Group,
+			"id", m.ID, "reason", reason, "error", err)
+	}
+	return d.settled(err)
 }
 
 func (d delivery) nack(ctx context.Context, delay time.Duration) error {

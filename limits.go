@@ -2,6 +2,7 @@ package echo
 
 import (
 	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/echobus/echo/transport"
@@ -70,12 +71,29 @@ func (l *Limits) check(m *transport.Message) error {
 	return l.checkHeader(m.Header)
 }
 
+// What echo itself adds to a message does not count, up to this.
+const (
+	maxOwn        = 4 << 10
+	maxOwnHeaders = 16
+)
+
 func (l *Limits) checkHeader(header map[string]string) error {
-	if len(header) > l.Headers {
-		return fmt.Errorf("%w: %d headers, the limit is %d", ErrTooLarge, len(header), l.Headers)
+	if n := len(header); n > l.Headers {
+		own := 0
+		for name := range header {
+			if strings.HasPrefix(name, reserved) {
+				own++
+			}
+		}
+		if n -= min(own, maxOwnHeaders); n > l.Headers {
+			return fmt.Errorf("%w: %d headers, the limit is %d", ErrTooLarge, n, l.Headers)
+		}
 	}
-	total := 0
+	total, own := 0, 0
 	for name, value := range header {
+		if strings.HasPrefix(name, reserved) {
+			own += len(name) + len(value)
+		}
 		switch {
 		case len(name) > l.HeaderName:
 			return tooLarge("header name", len(name), l.HeaderName)
@@ -88,7 +106,7 @@ func (l *Limits) checkHeader(header map[string]string) error {
 		}
 		total += len(name) + len(value)
 	}
-	if total > l.HeaderTotal {
+	if total -= min(own, maxOwn); total > l.HeaderTotal {
 		return tooLarge("headers", total, l.HeaderTotal)
 	}
 	return nil

@@ -10,7 +10,7 @@ import (
 // it; what Value points to is the handler's own, but for values that a
 // transport carries by reference.
 //
-// Ack, Nack and Extend settle the message by hand, in [Consumer.Messages] and
+// Ack, Nack, Reject and Extend settle the message by hand, in [Consumer.Messages] and
 // [Consumer.Batches]. Under [Consumer.Run] the handler's result settles it;
 // calling them there anticipates that.
 type Message[M any] struct {
@@ -28,7 +28,7 @@ type Message[M any] struct {
 
 // Ack settles the message as done.
 //
-// Settling a message twice is a no-op: the first of Ack and Nack counts. When
+// Settling a message twice is a no-op: the first of Ack, Nack and Reject counts. When
 // the message was not settled before its lease ended, the result is
 // [ErrLeaseLost], and it may have been handled elsewhere.
 func (m Message[M]) Ack(ctx context.Context) error { return m.settled("ack", m.d.ack(ctx)) }
@@ -40,6 +40,13 @@ func (m Message[M]) Nack(ctx context.Context, delay time.Duration) error {
 		return m.settled("nack", fmt.Errorf("delay %v is negative", delay))
 	}
 	return m.settled("nack", m.d.nack(ctx, delay))
+}
+
+// Reject makes the message a dead letter of its group because of err, see
+// [DeadLetters]. Errors are as for Ack; when the topic of dead letters refuses
+// the message, it is still to be settled.
+func (m Message[M]) Reject(ctx context.Context, err error) error {
+	return m.settled("reject", m.d.reject(ctx, ReasonRejected, err))
 }
 
 // Extend makes the lease end after d from now; 0 means the whole lease again.

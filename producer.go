@@ -38,6 +38,9 @@ func NewProducer[M any](b *Bus, topic *Topic[M]) *Producer[M] {
 	if p.err = b.err; p.err == nil {
 		p.err = topic.check(b)
 	}
+	if p.err == nil && topic.read != nil {
+		p.err = fmt.Errorf("topic %s is of dead letters, to which only failures lead", topic.name)
+	}
 	if p.err != nil {
 		return p
 	}

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/echobus/echo/transport"
@@ -19,6 +19,7 @@ import (
 type Consumer[M any] struct {
 	core *consumer
 	decs decoders
+	read func(*Consumer[M], *transport.Message) (*M, int, error) // of the topic
 }
 
 // Close stops the consumer. Messages that were fetched and not started go back
@@ -38,9 +39,14 @@ func (c *Consumer[M]) Close() error {
 // handlers under way and leaves the consumer closed.
 //
 // A handler that returns nil has its message acknowledged. One that returns an
-// error gets it again after a back-off (see [WithBackoff]); meanwhile the
-// others go on, but for those with the same key, which wait. A panic or
-// runtime.Goexit in a handler is such an error, a [*PanicError].
+// error gets it again, as [WithRetry] says; meanwhile the others go on, but for
+// those with the same key, which wait. [Reject] and [RetryAfter] make errors
+// that say more. A panic or runtime.Goexit in a handler is an error, too, a
+// [*PanicError].
+//
+// In a group, a message that is not to be tried again becomes a dead letter: it
+// goes to a topic of its own, see [DeadLetters]. So does one that cannot be
+// decoded. A broadcast subscription gives both up, and logs that.
 //
 // Acknowledgements are sent in batches, a few milliseconds after the handler
 // returned at the latest.
@@ -58,7 +64,7 @@ func (c *Consumer[M]) handling(h Handler[M]) handling {
 	handle := func(ctx context.Context, f *fetch, i int) error {
 		v, version, err := values.value(f, i)
 		if err != nil {
-			return c.core.report(ctx, err)
+			return c.core.undecoded(ctx, err)
 		}
 		raw := &f.msgs[i]
 		return h(ctx, Message[M]{*v, raw.ID, c.core.topic, raw.Key, raw.Time, ownHeader(raw.Header), version, raw.Attempt, f.delivery(i)})
@@ -68,7 +74,15 @@ func (c *Consumer[M]) handling(h Handler[M]) handling {
 
 // value returns what a message carries, which is not the caller's to change,
 // and the version of its schema.
-func (c *Consumer[M]) value(raw *transport.Message) (v *M, version int, err error) {
+func (c *Consumer[M]) value(raw *transport.Message) (*M, int, error) {
+	if c.read != nil {
+		return c.read(c, raw)
+	}
+	return valueOf[M](c.core, &c.decs, raw)
+}
+
+// valueOf decodes a message.
+func valueOf[M any](c *consumer, decs *decoders, raw *transport.Message) (v *M, version int, err error) {
 	if raw.Value != nil {
 		v, ok := raw.Value.(*M)
 		if !ok {
@@ -76,10 +90,10 @@ func (c *Consumer[M]) value(raw *transport.Message) (v *M, version int, err erro
 		}
 		return v, 0, nil
 	}
-	if err := cmp.Or(checkID(raw.ID), c.core.bus.cfg.limits.check(raw)); err != nil {
+	if err := cmp.Or(checkID(raw.ID), c.bus.cfg.limits.check(raw)); err != nil {
 		return nil, 0, c.undecodable(raw, err)
 	}
-	codec, version, err := c.decs.find(raw.Type)
+	codec, version, err := decs.find(raw.Type)
 	if err != nil {
 		return nil, 0, c.undecodable(raw, err)
 	}
@@ -100,8 +114,8 @@ func decode(codec Codec, data []byte, v any) (err error) {
 	return codec.Decode(data, v)
 }
 
-func (c *Consumer[M]) undecodable(raw *transport.Message, err error) error {
-	return &DecodeError{Topic: c.core.topic, ID: raw.ID, Type: raw.Type, Data: raw.Data, Err: err}
+func (c *consumer) undecodable(raw *transport.Message, err error) error {
+	return &DecodeError{Topic: c.topic, ID: raw.ID, Type: raw.Type, Data: raw.Data, Err: err}
 }
 
 // message returns message i of a fetch with its value.
@@ -120,12 +134,20 @@ func (c *Consumer[M]) message(f *fetch, i int, v *M, version int) Message[M] {
 	}
 }
 
-// ownHeader returns a copy of a header that is shared with other receivers.
+// ownHeader returns a copy of a header that is shared with other receivers,
+// without what echo itself added.
 func ownHeader(h map[string]string) map[string]string {
-	if len(h) == 0 {
-		return nil
+	var own map[string]string
+	for name, value := range h {
+		if strings.HasPrefix(name, reserved) {
+			continue
+		}
+		if own == nil {
+			own = make(map[string]string, len(h))
+		}
+		own[name] = value
 	}
-	return maps.Clone(h)
+	return own
 }
 
 func (c *Consumer[M]) fail(verb string, err error) error {
@@ -142,7 +164,7 @@ func (c *Consumer[M]) fail(verb string, err error) error {
 //
 // The loop ends without an error when ctx ends or the consumer or its bus is
 // closed. A yielded [*DecodeError] concerns the message beside it, whose Value
-// is zero and which is set aside unless the loop body settles it; a yielded
+// is zero and which becomes a dead letter unless the loop body settles it; a yielded
 // [*LostError] tells of messages lost before. The loop may go on after both.
 // Any other error is the last thing yielded.
 func (c *Consumer[M]) Messages(ctx context.Context) iter.Seq2[Message[M], error] {
@@ -285,7 +307,7 @@ func (l *loop[M]) next(ctx context.Context, most int) (item, error) {
 func (l *loop[M]) hand(items []item, yield func(Batch[M], error) bool) bool {
 	var batch Batch[M]
 	for _, it := range items {
-		if !l.start(it) {
+		if !l.start(it) || l.barred(it) {
 			continue
 		}
 		v, version, err := l.from.value(&it.f.msgs[it.i])
@@ -302,12 +324,26 @@ func (l *loop[M]) hand(items []item, yield func(Batch[M], error) bool) bool {
 		}
 		batch = nil
 		goOn := yield(Batch[M]{m}, err)
-		m.d.ack(l.c.bus.settling)
+		m.d.reject(l.c.bus.settling, ReasonUndecodable, err)
 		if !goOn {
 			return false
 		}
 	}
 	return len(batch) == 0 || yield(batch, nil)
+}
+
+// barred sees to a message that is not to be yielded.
+func (l *loop[M]) barred(it item) bool {
+	switch err := l.c.bars(&it.f.msgs[it.i]); {
+	case err == nil:
+		return false
+	case err == errNotForUs:
+		it.f.delivery(it.i).ack(l.c.bus.settling)
+	default:
+		reason, _ := l.c.cfg.retry.judge(1, err)
+		it.f.delivery(it.i).reject(l.c.bus.settling, reason, err)
+	}
+	return true
 }
 
 // start puts a message into the caller's hands, with a fresh lease.

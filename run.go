@@ -5,13 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"runtime"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
-	"time"
-
-	"github.com/echobus/echo/transport"
 )
 
 // run is a use of the consumer that calls a handler for each message.
@@ -26,8 +21,8 @@ type run struct {
 	lanes sync.WaitGroup
 	err   error // why receiving ended; the receiver's
 
-	shared chan item // messages without key
-	busy   atomic.Int32
+	shared chan item     // messages without key
+	busy   atomic.Int32  // messages that lanes were given and that are not done with, nor in lines
 	room   chan struct{} // holds a token when busy went down
 }
 
@@ -35,20 +30,6 @@ type run struct {
 type item struct {
 	f *fetch
 	i int
-}
-
-// lane calls the handler for one message after another.
-type lane struct {
-	r      *run
-	ctx    context.Context // the handler's
-	cancel context.CancelCauseFunc
-	queue  chan item // messages with key; nil when the lane receives for itself
-
-	item     // the message under way
-	rs       []transport.Receipt
-	err      error // what its handler returned
-	returned bool  // it returned at all
-	called   bool  // err is to be dealt with
 }
 
 // handling is what run does with messages.
@@ -70,7 +51,7 @@ func (c *consumer) run(ctx context.Context, make func() handling) error {
 	if err != nil {
 		return err
 	}
-	f, err := u.next()
+	f, err := u.next(u.receive)
 	if err == nil {
 		u.prepare()
 		err = u.work(f, make())
@@ -88,8 +69,8 @@ func (u *use) work(f *fetch, h handling) error {
 	r := &run{use: u, handling: h}
 	if u.c.cfg.concurrency == 1 {
 		l := r.newLane(nil)
-		l.item = item{f, -1}
-		r.lanes.Go(l.receiving)
+		l.begin(f)
+		r.lanes.Go(l.work)
 	} else {
 		r.dispatch(f)
 	}
@@ -98,9 +79,9 @@ func (u *use) work(f *fetch, h handling) error {
 }
 
 // next fetches messages and deals with losses.
-func (u *use) next() (*fetch, error) {
+func (u *use) next(ctx context.Context) (*fetch, error) {
 	for {
-		f, err := u.c.receive(u.receive, u.c.cfg.MaxPending)
+		f, err := u.c.receive(ctx, u.c.cfg.MaxPending)
 		e, ok := errors.AsType[*LostError](err)
 		if !ok {
 			return f, err
@@ -111,99 +92,23 @@ func (u *use) next() (*fetch, error) {
 	}
 }
 
-// report tells of a loss, or of a message that cannot be decoded.
+// report tells of a loss.
 func (c *consumer) report(ctx context.Context, err error) error {
 	if c.cfg.onError != nil {
 		return c.cfg.onError(ctx, err)
 	}
-	c.bus.cfg.logger.Error("echo: "+reportText(err), "topic", c.topic, "group", c.cfg.Group, "error", err)
+	c.bus.cfg.logger.Error("echo: messages lost", "topic", c.topic, "group", c.cfg.Group, "error", err)
 	return nil
 }
 
-func reportText(err error) string {
-	if _, ok := errors.AsType[*LostError](err); ok {
-		return "messages lost"
-	}
-	return "message set aside"
-}
-
-func (r *run) newLane(queue chan item) *lane {
-	l := &lane{r: r, queue: queue}
-	l.renew()
-	return l
-}
-
-// renew gives the lane a context that is not cancelled.
-func (l *lane) renew() { l.ctx, l.cancel = context.WithCancelCause(l.r.handler) }
-
-// receiving is the goroutine of a lane that receives for itself. A handler
-// that calls Goexit ends it; another one then goes on where it was.
-func (l *lane) receiving() {
-	if l.called {
-		l.conclude()
-	}
-	for {
-		if l.i < 0 {
-			l.f.lane = l
-			l.r.begun(l.f)
+// undecoded is the outcome of a message that cannot be decoded.
+func (c *consumer) undecoded(ctx context.Context, err error) error {
+	if c.cfg.onError != nil {
+		if again := c.cfg.onError(ctx, err); again != nil {
+			return again
 		}
-		for l.i++; l.i < len(l.f.msgs); l.i++ {
-			l.do()
-		}
-		l.r.ended()
-		l.r.c.adapt(l.f)
-		l.rs = l.r.c.retire(l.f, l.rs)
-		f, err := l.r.next()
-		if err != nil {
-			l.r.err = err
-			return
-		}
-		l.item = item{f, -1}
 	}
-}
-
-// working is the goroutine of a lane that a dispatcher feeds.
-func (l *lane) working() {
-	if l.called {
-		l.concludeItem()
-	}
-	shared, queue := l.r.shared, l.queue
-	for shared != nil || queue != nil {
-		var ok bool
-		select {
-		case l.item, ok = <-queue:
-			if !ok {
-				queue = nil
-				continue
-			}
-		case l.item, ok = <-shared:
-			if !ok {
-				shared = nil
-				continue
-			}
-		}
-		l.f.slots[l.i].lane = l
-		l.do()
-		l.passed()
-	}
-}
-
-func (l *lane) concludeItem() {
-	l.conclude()
-	l.passed()
-}
-
-// passed notes that an item is done with.
-func (l *lane) passed() {
-	r := l.r
-	if l.f.left.Add(-1) == 0 {
-		l.rs = l.r.c.retire(l.f, l.rs)
-	}
-	r.busy.Add(-1)
-	select {
-	case r.room <- struct{}{}:
-	default:
-	}
+	return &rejection{ReasonUndecodable, err}
 }
 
 // dispatch feeds the lanes, f first, until receiving ends.
@@ -214,7 +119,7 @@ func (r *run) dispatch(f *fetch) {
 	queues := make([]chan item, n)
 	for i := range queues {
 		queues[i] = make(chan item, c.cfg.MaxPending)
-		r.lanes.Go(r.newLane(queues[i]).working)
+		r.lanes.Go(r.newLane(queues[i]).work)
 	}
 	defer func() {
 		close(r.shared)
@@ -236,7 +141,16 @@ func (r *run) dispatch(f *fetch) {
 		r.awaitRoom()
 		c.adapt(f)
 		c.window = max(c.window, n)
-		f, r.err = r.next()
+		f, r.err = r.next(r.receive)
+	}
+}
+
+// unload notes that the lanes have one message less to handle.
+func (r *run) unload() {
+	r.busy.Add(-1)
+	select {
+	case r.room <- struct{}{}:
+	default:
 	}
 }
 
@@ -248,106 +162,6 @@ func (r *run) awaitRoom() {
 		case <-r.receive.Done():
 			return
 		}
-	}
-}
-
-// do takes the message under way to its outcome.
-func (l *lane) do() {
-	if !l.f.move(l.i, buffered, running) {
-		return // released, or its lease is lost
-	}
-	l.call()
-	if l.err != nil || l.r.c.draining.Load() || !l.f.move(l.i, running, handled) {
-		l.conclude()
-	}
-	l.called = false
-}
-
-// call calls the handler. If that panics or ends the goroutine, err says so;
-// in the latter case another goroutine takes over the lane.
-func (l *lane) call() {
-	l.returned = false
-	defer func() {
-		l.called = true
-		if l.returned {
-			return
-		}
-		value := recover()
-		l.err = &PanicError{Value: value, Stack: debug.Stack()}
-		if value == nil { // Goexit: this goroutine is ending
-			if l.queue != nil {
-				l.r.lanes.Go(l.working)
-			} else {
-				l.r.lanes.Go(l.receiving)
-			}
-		}
-	}()
-	l.err = l.r.handle(l.ctx, l.f, l.i)
-	l.returned = true
-}
-
-// conclude settles the message under way by what its handler returned. A
-// message with a key is tried again in its lane, so that it keeps its place.
-func (l *lane) conclude() {
-	c := l.r.c
-	m := &l.f.msgs[l.i]
-	for l.err != nil && l.running() {
-		wait := backoff(m.Attempt, c.cfg.backoffMin, c.cfg.backoffMax)
-		c.bus.cfg.logger.Warn("echo: handler failed, message will come again", "topic", c.topic, "group", c.cfg.Group,
-			"id", m.ID, "attempt", m.Attempt, "after", wait, "error", l.err)
-		if m.Key == "" || !l.pause(wait) {
-			l.giveBack(wait)
-			break
-		}
-		m.Attempt++
-		l.call()
-	}
-	l.called = false
-	if c.draining.Load() {
-		c.completed.Add(1)
-	}
-	if l.err == nil && l.f.move(l.i, running, handled) {
-		return
-	}
-	for s := l.f.state(l.i); s == losing || s == settling; s = l.f.state(l.i) {
-		runtime.Gosched() // the keeper is cancelling our context, or a goroutine the handler left settles
-	}
-	if l.err == nil {
-		l.f.move(l.i, running, handled)
-	}
-	l.err = nil
-	if l.ctx.Err() != nil && l.r.handler.Err() == nil {
-		l.renew()
-	}
-}
-
-func (l *lane) running() bool { return l.f.state(l.i) == running }
-
-// pause waits for a back-off and reports whether the lane shall go on with its message.
-func (l *lane) pause(d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return l.running()
-	case <-l.ctx.Done(): // the lease is lost
-	case <-l.r.receive.Done(): // no more waiting in the way of a shutdown
-	}
-	return false
-}
-
-// giveBack gives the message under way to its group again.
-func (l *lane) giveBack(delay time.Duration) {
-	c := l.r.c
-	if !l.f.move(l.i, running, gone) {
-		return
-	}
-	err := c.nacker.Nack(c.bus.settling, []transport.Receipt{l.f.msgs[l.i].Receipt()}, delay)
-	if err != nil {
-		c.bus.cfg.logger.Warn("echo: giving back failed, message will come again when its lease ends", "topic", c.topic, "group", c.cfg.Group,
-			"id", l.f.msgs[l.i].ID, "error", err)
-	} else if c.draining.Load() {
-		c.givenBack.Add(1)
 	}
 }
 

@@ -48,7 +48,7 @@ func subscribe[M any](ctx context.Context, b *Bus, topic *Topic[M], opts []Subsc
 	if err != nil {
 		return nil, err
 	}
-	return &Consumer[M]{core: core, decs: newDecoders(b, topic.cfg, topic.codec(b))}, nil
+	return &Consumer[M]{core: core, decs: newDecoders(b, topic.cfg, topic.codec(b)), read: topic.read}, nil
 }
 
 // SubscribeOption is an option of [Subscribe] and [Handle].
@@ -58,8 +58,7 @@ type subscribeConfig struct {
 	transport.Options
 	startName   string // the option that set Options.Start
 	concurrency int
-	backoffMin  time.Duration
-	backoffMax  time.Duration
+	retry       Retry
 	drain       time.Duration
 	onError     func(context.Context, error) error
 	middleware  []func(Handler[any]) Handler[any]
@@ -75,8 +74,7 @@ const (
 func newSubscribeConfig(opts []SubscribeOption) (*subscribeConfig, error) {
 	cfg := &subscribeConfig{
 		concurrency: 1,
-		backoffMin:  100 * time.Millisecond,
-		backoffMax:  30 * time.Second,
+		retry:       Retry{}.filled(),
 		drain:       30 * time.Second,
 	}
 	cfg.MaxPending, cfg.MaxPendingBytes = defaultPrefetch, defaultPrefetchBytes
@@ -186,18 +184,6 @@ func WithLease(d time.Duration) SubscribeOption {
 	})
 }
 
-// WithBackoff sets how long Run waits before a message whose handler failed is
-// delivered again: a random time up to min, then up to twice as long with each
-// attempt, at most max. The defaults are 100 ms and 30 s.
-func WithBackoff(min, max time.Duration) SubscribeOption {
-	return subscribeOption(func(c *subscribeConfig) {
-		c.backoffMin, c.backoffMax = min, max
-		if min < 0 || max < min {
-			c.fail(fmt.Errorf("WithBackoff(%v, %v): want 0 ≤ min ≤ max", min, max))
-		}
-	})
-}
-
 // WithDrainTimeout sets how long handlers may go on after Run's context ended
 // or the consumer was closed, before their contexts are cancelled; the default
 // is 30 s. During [Bus.Close] its context is the limit instead.
@@ -210,10 +196,10 @@ func WithDrainTimeout(d time.Duration) SubscribeOption {
 }
 
 // WithErrorHook lets f decide about what Run has no handler for: a
-// [*DecodeError], where nil sets the message aside and an error has it
-// delivered again after a back-off, or a [*LostError], where nil goes on and
-// an error ends Run with it. f is called by the goroutines of handlers and
-// instead of them. Without it, both are logged, and Run goes on.
+// [*DecodeError], where nil makes the message a dead letter and an error has it
+// delivered again as if a handler had returned it, or a [*LostError], where nil
+// goes on and an error ends Run with it. f is called by the goroutines of
+// handlers and instead of them. Without it both are logged, and Run goes on.
 func WithErrorHook(f func(ctx context.Context, err error) error) SubscribeOption {
 	return subscribeOption(func(c *subscribeConfig) {
 		if c.onError = f; f == nil {

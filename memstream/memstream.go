@@ -45,6 +45,7 @@ var (
 	_ transport.Immediate    = (*Transport)(nil)
 	_ transport.Opener       = (*Transport)(nil)
 	_ transport.Checker      = (*Transport)(nil)
+	_ transport.Inspector    = (*Transport)(nil)
 )
 
 // New returns an empty transport. When options are wrong, every call on it

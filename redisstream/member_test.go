@@ -549,7 +549,7 @@ func TestHandlersThatFail(t *testing.T) {
 	bus := busOver(t, tr)
 	l := newLedger()
 	l.publishAll(t.Context(), bus, "p", 40, 0)
-	c, err := echo.Subscribe(t.Context(), bus, jobs, echo.WithGroup("g"), echo.WithBackoff(time.Millisecond, 20*time.Millisecond))
+	c, err := echo.Subscribe(t.Context(), bus, jobs, echo.WithGroup("g"), echo.WithRetry(echo.Retry{Min: time.Millisecond, Max: 20 * time.Millisecond}))
 	require.NoError(t, err)
 	go c.Run(context.Background(), func(_ context.Context, m echo.Message[job]) error {
 		if m.Attempt == 1 {

@@ -96,6 +96,7 @@ type closer interface{ Close() error }
 var (
 	_ transport.Transport = (*Transport)(nil)
 	_ transport.Checker   = (*Transport)(nil)
+	_ transport.Inspector = (*Transport)(nil)
 )
 
 // ErrGroupLost is what a subscription made with [Fail] ends with when its

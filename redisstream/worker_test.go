@@ -59,7 +59,7 @@ func worker(work string) {
 		publish(ctx, bus, note)
 		return
 	}
-	consumer, err := echo.Subscribe(ctx, bus, jobs, echo.WithGroup("g"), echo.WithConcurrency(4), echo.WithPrefetch(32, 1<<20), echo.WithBackoff(time.Millisecond, 10*time.Millisecond))
+	consumer, err := echo.Subscribe(ctx, bus, jobs, echo.WithGroup("g"), echo.WithConcurrency(4), echo.WithPrefetch(32, 1<<20), echo.WithRetry(echo.Retry{Min: time.Millisecond, Max: 10 * time.Millisecond}))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -62,6 +62,46 @@ type Positioner interface {
 	Position() Position
 }
 
+// Inspector is a [Transport] that can tell how its topics are.
+type Inspector interface {
+	// Inspect returns how a topic is now. A topic that nobody used is empty,
+	// and no error. The figures need not be of one moment. Safe for concurrent use.
+	Inspect(ctx context.Context, topic string) (Info, error)
+}
+
+// Unknown is a figure of [Info] that the driver cannot tell.
+const Unknown = -1
+
+// Info is how a topic is.
+type Info struct {
+	Messages   int64       `json:"messages"`   // kept, whether or not anybody has yet to get them
+	Bytes      int64       `json:"bytes"`      // their size
+	Delayed    int64       `json:"delayed"`    // accepted and not due yet; not among Messages
+	Lost       int64       `json:"lost"`       // dropped before some group or broadcast subscription got them, summed over these
+	Duplicates int64       `json:"duplicates"` // publishes that were found to be there already
+	Groups     []GroupInfo `json:"groups"`     // in the order of their names
+}
+
+// GroupInfo is how far a group is.
+type GroupInfo struct {
+	Name    string `json:"name"`
+	Lag     int64  `json:"lag"`     // kept messages that no member was given yet
+	Pending int64  `json:"pending"` // given to a member, or given back, and not settled
+	// Oldest is how long ago the oldest pending message was published; 0 if
+	// there is none, [Unknown] if the driver cannot tell.
+	Oldest time.Duration `json:"oldest"`
+}
+
+// Group returns how far a group is; one that does not exist has nothing.
+func (i *Info) Group(name string) GroupInfo {
+	for _, g := range i.Groups {
+		if g.Name == name {
+			return g
+		}
+	}
+	return GroupInfo{Name: name}
+}
+
 // ValueCarrier is a [Transport] that can carry values by reference.
 type ValueCarrier interface {
 	// CarriesValues reports whether messages hold a Value in place of Data.

@@ -1,6 +1,7 @@
 package wsstream
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -119,6 +120,7 @@ type call struct {
 	at   []transport.Position
 	gone []uint64
 	ttl  uint64
+	data []byte
 	err  error // of the first that failed
 	more bool  // what came after that may have been stored
 }
@@ -388,7 +390,7 @@ func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
 				} else {
 					t.answer(l, &f)
 				}
-			case frameOK, framePubOK, frameSubOK, frameSubEnd:
+			case frameOK, framePubOK, frameSubOK, frameSubEnd, frameInfo:
 				t.answer(l, &f)
 			}
 		}
@@ -600,6 +602,8 @@ func (t *Transport) answer(l *clientLink, f *frame) {
 		switch {
 		case f.Type == frameOK:
 			c.gone, c.ttl = f.Ns, f.TTL
+		case f.Type == frameInfo:
+			c.data = bytes.Clone(f.Data)
 		case c.err != nil:
 			c.more = c.more || f.Type == framePubOK || f.Code == CodeUnknown
 		case f.Type == frameErr:

@@ -369,6 +369,8 @@ func (c *conn) handle(f *frame) bool {
 		return c.settle(f, nack)
 	case frameExtend:
 		return c.settle(f, extend)
+	case frameInspect:
+		return c.inspect(f)
 	case frameMove:
 		return c.move(f)
 	case frameBye:

@@ -46,6 +46,8 @@ const (
 	frameDrain                        // s: reconnect within a time
 	frameBye                          // c: will not come back
 	frameMove                         // c: put a message elsewhere in place of a delivery
+	frameInspect                      // c: how is a topic
+	frameInfo                         // s: the answer
 	frameEnd
 )
 
@@ -135,6 +137,8 @@ var layouts = [frameEnd]struct {
 	frameDrain:   {"drain", []field{fWithin}},
 	frameBye:     {"bye", nil},
 	frameMove:    {"move", []field{fRid, fSid, fNs, fTopic, fID, fTime, fKey, fMedia, fHeader, fData, fAgain}},
+	frameInspect: {"inspect", []field{fRid, fTopic}},
+	frameInfo:    {"info", []field{fRid, fMedia, fData}},
 }
 
 func (t frameType) String() string {

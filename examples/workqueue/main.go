@@ -59,7 +59,7 @@ func main() {
 }
 
 func join(ctx context.Context, bus *echo.Bus) *echo.Consumer[Job] {
-	worker, err := echo.Subscribe(ctx, bus, jobs, echo.WithGroup("workers"), echo.WithBackoff(time.Millisecond, time.Second))
+	worker, err := echo.Subscribe(ctx, bus, jobs, echo.WithGroup("workers"), echo.WithRetry(echo.Retry{Min: time.Millisecond, Max: time.Second}))
 	if err != nil {
 		log.Fatal(err)
 	}

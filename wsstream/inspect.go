@@ -1,0 +1,104 @@
+package wsstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/echobus/echo/transport"
+)
+
+// inspect answers a client that asks how a topic is. It is told of the groups
+// that it may be a member of.
+func (c *conn) inspect(f *frame) bool {
+	topic, rid := f.Topic, f.Rid
+	i, ok := transport.As[transport.Inspector](c.h.t)
+	switch {
+	case rid == 0:
+		return c.refuse(f, CodeBadFrame, "rid is missing")
+	case transport.CheckName("topic", topic) != nil || !c.h.maySubscribe(c.grant, topic, ""):
+		return c.refuse(f, CodeForbidden, "")
+	case !ok:
+		return c.refuse(f, CodeUnsupported, "the transport is no transport.Inspector")
+	}
+	grant := c.grant
+	c.spawn(func() {
+		ctx, end, ok := c.h.looking()
+		if !ok {
+			return
+		}
+		defer end()
+		info, err := i.Inspect(ctx, topic)
+		if err != nil {
+			c.out.send(frame{Type: frameErr, Rid: rid, Code: subCode(err), Text: subText(err)})
+			return
+		}
+		info.Groups = slices.DeleteFunc(info.Groups, func(g transport.GroupInfo) bool { return !c.h.maySubscribe(grant, topic, g.Name) })
+		data, _ := json.Marshal(info)
+		c.out.send(frame{Type: frameInfo, Rid: rid, Media: "application/json", Data: data})
+	})
+	return true
+}
+
+// looking is the context of a look at a topic; few are under way at a time.
+func (h *Handler) looking() (context.Context, func(), bool) {
+	ctx, cancel := context.WithTimeout(h.ctx, h.cfg.sendFor)
+	end, ok := h.looks.begin(ctx)
+	if !ok {
+		cancel()
+		return nil, nil, false
+	}
+	return ctx, func() { end(); cancel() }, true
+}
+
+// Inspect implements [transport.Inspector]: it asks the server, and needs the
+// right to subscribe to the topic. Without a link it waits for one.
+func (t *Transport) Inspect(ctx context.Context, topic string) (transport.Info, error) {
+	if err := transport.CheckName("topic", topic); err != nil {
+		return transport.Info{}, err
+	}
+	for {
+		data, err := t.ask(ctx, frame{Type: frameInspect, Topic: topic})
+		if errors.Is(err, errLinkLost) {
+			continue
+		}
+		var info transport.Info
+		if err == nil {
+			err = json.Unmarshal(data, &info)
+		}
+		if err != nil {
+			return transport.Info{}, fmt.Errorf("wsstream: inspect %s: %w", topic, err)
+		}
+		return info, nil
+	}
+}
+
+var errLinkLost = errors.New("the link broke")
+
+// ask sends a request that ends with the link, and returns the data of the answer.
+func (t *Transport) ask(ctx context.Context, f frame) ([]byte, error) {
+	c := &call{count: 1, frames: []frame{f}}
+	if err := t.await(ctx, func() bool { return true }); err != nil {
+		return nil, err
+	}
+	t.add(c)
+	t.mu.Unlock()
+	var err error
+	select {
+	case <-c.done:
+		if c.got == 0 {
+			return nil, errLinkLost
+		}
+		return c.data, c.err
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-t.ctx.Done():
+		err = transport.ErrClosed
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.forget(c)
+	return nil, err
+}
