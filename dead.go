@@ -73,11 +73,12 @@ func (d *DeadLetter[M]) tell(h map[string]string) {
 
 // The headers of a dead letter, besides its own.
 const (
-	headDeadReason   = "echo-dead-reason"
-	headDeadError    = "echo-dead-error"
-	headDeadAttempts = "echo-dead-attempts"
-	headDeadGroup    = "echo-dead-group"
-	headDeadTime     = "echo-dead-time"
+	headDead         = "echo-dead-"
+	headDeadReason   = headDead + "reason"
+	headDeadError    = headDead + "error"
+	headDeadAttempts = headDead + "attempts"
+	headDeadGroup    = headDead + "group"
+	headDeadTime     = headDead + "time"
 
 	// Kept for ever: how often it was sent home.
 	headRedrives = "echo-redrives"

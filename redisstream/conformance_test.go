@@ -12,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/echobus/echo/internal/policytest"
 	"github.com/echobus/echo/internal/redistest"
 	"github.com/echobus/echo/redisstream"
 	"github.com/echobus/echo/transport"
@@ -20,6 +21,10 @@ import (
 
 func TestConformance(t *testing.T) {
 	transporttest.Run(t, func(t testing.TB) transport.Transport { return fresh(shared.Options()) })
+}
+
+func TestPolicies(t *testing.T) {
+	policytest.Run(t, func(t testing.TB) transport.Transport { return fresh(shared.Options()) })
 }
 
 // fresh returns a transport with keys of its own.

@@ -24,6 +24,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/echobus/echo/internal/faultproxy"
+	"github.com/echobus/echo/internal/policytest"
 	"github.com/echobus/echo/internal/redistest"
 	"github.com/echobus/echo/memstream"
 	"github.com/echobus/echo/redisstream"
@@ -126,10 +127,15 @@ func (n *nodes) holes() trouble {
 	return trouble{n.dial, begin, end, n.tell}
 }
 
-func TestConformanceOverRedis(t *testing.T) {
+func TestConformanceOverRedis(t *testing.T) { transporttest.Run(t, linkedOverRedis(t)) }
+
+func TestPoliciesOverRedis(t *testing.T) { policytest.Run(t, linkedOverRedis(t)) }
+
+// linkedOverRedis links a client to a server over Redis.
+func linkedOverRedis(t *testing.T) func(testing.TB) transport.Transport {
 	server := redistest.Start(t)
 	var n atomic.Int64
-	transporttest.Run(t, func(t testing.TB) transport.Transport {
+	return func(t testing.TB) transport.Transport {
 		client := redis.NewClient(server.Options())
 		tr := redisstream.New(client, redisstream.WithPrefix(fmt.Sprint("p", n.Add(1))))
 		h := wsstream.NewHandler(tr, wsstream.WithAnonymous(wsstream.Everything("")))
@@ -144,7 +150,7 @@ func TestConformanceOverRedis(t *testing.T) {
 			tr.Close()
 			client.Close()
 		}}
-	})
+	}
 }
 
 func TestConformanceOverABadNetwork(t *testing.T) {

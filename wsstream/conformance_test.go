@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/echobus/echo/internal/policytest"
 	"github.com/echobus/echo/memstream"
 	"github.com/echobus/echo/transport"
 	"github.com/echobus/echo/transport/transporttest"
@@ -58,6 +59,10 @@ func overMemory(t testing.TB, opts ...wsstream.DialOption) transport.Transport {
 
 func TestConformance(t *testing.T) {
 	transporttest.Run(t, func(t testing.TB) transport.Transport { return overMemory(t) })
+}
+
+func TestPolicies(t *testing.T) {
+	policytest.Run(t, func(t testing.TB) transport.Transport { return overMemory(t) })
 }
 
 func TestConformanceInJSON(t *testing.T) {
