@@ -38,7 +38,10 @@ func (t *topic) inspect(now time.Time) transport.Info {
 	info := transport.Info{
 		Messages: int64(t.log.len()),
 		Bytes:    int64(t.log.bytes()),
+		Delayed:  int64(len(t.later.queue)),
 		Lost:     int64(t.stats.Lost),
+
+		Duplicates: int64(t.stats.Duplicates),
 	}
 	for name, g := range t.named {
 		info.Groups = append(info.Groups, transport.GroupInfo{

@@ -46,6 +46,8 @@ var (
 	_ transport.Opener       = (*Transport)(nil)
 	_ transport.Checker      = (*Transport)(nil)
 	_ transport.Inspector    = (*Transport)(nil)
+	_ transport.Delayer      = (*Transport)(nil)
+	_ transport.Deduplicator = (*Transport)(nil)
 )
 
 // New returns an empty transport. When options are wrong, every call on it
@@ -70,6 +72,14 @@ func (t *Transport) CarriesValues() bool { return t.cfg.values }
 
 // RetainsMessages reports true: the log refers to the Data and Header it was given.
 func (t *Transport) RetainsMessages() bool { return true }
+
+// DelaysMessages reports true. What is not due yet counts for itself against
+// the bounds of its topic.
+func (t *Transport) DelaysMessages() bool { return true }
+
+// DeduplicatesMessages reports true. A topic remembers as many messages as it
+// may keep; Stats tells when that was too few.
+func (t *Transport) DeduplicatesMessages() bool { return true }
 
 // SendsImmediately reports true: Send is a short critical section.
 func (t *Transport) SendsImmediately() bool { return true }
@@ -176,6 +186,10 @@ type Stats struct {
 	Rejected uint64 // messages refused because the topic was full
 	Lost     uint64 // messages a group or broadcast subscription did not get, summed over them
 	Lapsed   uint64 // deliveries whose lease ended
+
+	Delayed    int    // messages accepted and not due yet
+	Duplicates uint64 // messages accepted that were there already
+	Overflowed uint64 // messages that may be stored twice after all, as more are remembered than the topic may hold
 }
 
 // Stats returns the figures of a topic; the zero Stats when there is no such topic.
@@ -189,7 +203,7 @@ func (t *Transport) Stats(topic string) Stats {
 	tp.mu.Lock()
 	defer tp.mu.Unlock()
 	s := tp.stats
-	s.Messages, s.Bytes = tp.log.len(), tp.log.bytes()
+	s.Messages, s.Bytes, s.Delayed = tp.log.len(), tp.log.bytes(), len(tp.later.queue)
 	return s
 }
 

@@ -26,6 +26,8 @@ type topic struct {
 
 	mu      mutex // guards the rest, too
 	log     log
+	later   later
+	once    once
 	senders int           // waiting for room
 	space   chan struct{} // made for the first sender that waits; holds a token when one may find room
 	idle    int           // subscriptions waiting in Receive, over all groups
@@ -86,25 +88,79 @@ func (t *topic) appendAll(msgs []transport.Message) (int, error) {
 		if size > t.cfg.maxBytes {
 			return i, fmt.Errorf("%w: message %s has %d bytes, the topic keeps at most %d", transport.ErrTooLarge, m.ID, size, t.cfg.maxBytes)
 		}
-		for !t.fits(size) {
-			if !t.evict() {
-				return i, transport.ErrFull
+		if m.Terms != nil {
+			kept, err := t.heed(m, size)
+			if err != nil {
+				return i, err
+			}
+			if kept {
+				continue
 			}
 		}
-		m.Position = t.at(t.log.next)
-		if m.Time.IsZero() {
-			stamped := *m
-			stamped.Time = time.Now().UTC()
-			m = &stamped
+		if !t.makeRoom(size) {
+			return i, transport.ErrFull
 		}
-		t.log.append(m, size)
-		t.stats.Stored++
+		m.Position = t.at(t.log.next)
+		t.append(m, size)
+		if terms := m.Terms; terms != nil && terms.Once != "" {
+			t.note(terms.Once, terms.Window)
+		}
 	}
 	t.tail.Store(t.log.next)
+	return len(msgs), nil
+}
+
+// heed does what the terms of a message say, and reports whether there is
+// nothing to append: it is there already, or will be later.
+func (t *topic) heed(m *transport.Message, size int) (kept bool, err error) {
+	terms := m.Terms
+	m.Position = transport.Position{}
+	if terms.Once != "" && t.seen(terms.Once) {
+		t.stats.Duplicates++
+		return true, nil
+	}
+	if terms.Due.IsZero() {
+		return false, nil
+	}
+	delay := time.Until(terms.Due)
+	if delay <= 0 {
+		return false, nil
+	}
+	if err := t.postpone(m, size, delay); err != nil {
+		return false, err
+	}
+	if terms.Once != "" {
+		t.note(terms.Once, terms.Window)
+	}
+	return true, nil
+}
+
+// makeRoom drops what may go, and reports whether there is room then.
+func (t *topic) makeRoom(size int) bool {
+	for !t.fits(size) {
+		if !t.evict() {
+			return false
+		}
+	}
+	return true
+}
+
+// append appends a message for which there is room.
+func (t *topic) append(m *transport.Message, size int) {
+	if m.Time.IsZero() || m.Terms != nil {
+		own := *m
+		own.Terms = nil
+		if own.Time.IsZero() {
+			own.Time = time.Now().UTC()
+		}
+		m = &own
+	}
+	m.Position = t.at(t.log.next)
+	t.log.append(m, size)
+	t.stats.Stored++
 	if t.cfg.maxAge > 0 && t.age == nil {
 		t.age = time.AfterFunc(t.cfg.maxAge, t.expire)
 	}
-	return len(msgs), nil
 }
 
 func (t *topic) fits(size int) bool {
@@ -329,6 +385,10 @@ func (t *topic) close() {
 	if t.age != nil {
 		t.age.Stop()
 	}
+	if t.later.timer != nil {
+		t.later.timer.Stop()
+	}
+	t.later.queue, t.once = nil, once{}
 	for _, g := range t.groups {
 		g.stop()
 		g.wakeAll()

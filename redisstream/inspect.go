@@ -43,6 +43,11 @@ func (t *Transport) inspect(ctx context.Context, topic string) (transport.Info, 
 		return info, err
 	}
 	info.Messages, _ = n.(int64)
+	later, err := t.command(ctx, 1, "ZCARD", t.sideKey(topic, "later"))
+	if err != nil {
+		return info, err
+	}
+	info.Delayed, _ = later.(int64)
 	now, err := t.serverTime(ctx, key)
 	if err != nil {
 		return info, err

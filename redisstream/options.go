@@ -12,30 +12,32 @@ import (
 type Option func(*config)
 
 type config struct {
-	prefix   string
-	format   format
-	name     string
-	lease    time.Duration
-	sendFor  time.Duration
-	resends  int
-	replicas int
-	waitFor  time.Duration
-	onLost   GroupLost
-	keep     map[string]Retention // by topic; "" is every other
-	aside    int
-	logger   *slog.Logger
-	errs     []error
+	prefix     string
+	format     format
+	name       string
+	lease      time.Duration
+	sendFor    time.Duration
+	resends    int
+	replicas   int
+	waitFor    time.Duration
+	onLost     GroupLost
+	keep       map[string]Retention // by topic; "" is every other
+	aside      int
+	remembered int
+	logger     *slog.Logger
+	errs       []error
 }
 
 func defaults() config {
 	return config{
-		prefix:  "echo",
-		format:  native{},
-		lease:   30 * time.Second,
-		sendFor: 10 * time.Second,
-		aside:   10_000,
-		keep:    map[string]Retention{},
-		logger:  slog.New(slog.DiscardHandler),
+		prefix:     "echo",
+		format:     native{},
+		lease:      30 * time.Second,
+		sendFor:    10 * time.Second,
+		aside:      10_000,
+		remembered: 100_000,
+		keep:       map[string]Retention{},
+		logger:     slog.New(slog.DiscardHandler),
 	}
 }
 
@@ -132,6 +134,12 @@ func WithRetention(r Retention, topics ...string) Option {
 	}
 }
 
+// WithRemembered sets how many messages that are to be stored once a topic
+// remembers at a time; the default is 100,000. Each takes some 100 bytes of the
+// server's memory until its window is over. Where more are published within a
+// window, those whose windows end first are forgotten early.
+func WithRemembered(n int) Option { return func(c *config) { c.remembered = n } }
+
 // WithLogger sets who is told of what deserves attention: lost groups, entries
 // set aside, a server that may lose data. By default nobody is.
 func WithLogger(l *slog.Logger) Option { return func(c *config) { c.logger = l } }
@@ -160,6 +168,9 @@ func (c *config) check() error {
 	}
 	if c.resends < 0 {
 		errs = append(errs, fmt.Errorf("WithResend(%d): a count is not negative", c.resends))
+	}
+	if c.remembered < 1 {
+		errs = append(errs, fmt.Errorf("WithRemembered(%d): at least one message", c.remembered))
 	}
 	if c.onLost > Fail {
 		errs = append(errs, fmt.Errorf("WithGroupLost(%d): no such policy", c.onLost))

@@ -76,8 +76,10 @@ type Transport struct {
 	ready      atomic.Bool // the server answered, and no failure since
 	looked     atomic.Bool // the server's configuration was looked at
 	idempotent atomic.Bool // the server adds an entry once, however often it is sent
+	accepts    atomic.Bool // the server knows acceptScript
 	serial     atomic.Uint64
 
+	sooner chan struct{}   // holds a token when something is due earlier than was known
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	work   sync.WaitGroup // goroutines of the transport
@@ -87,16 +89,20 @@ type Transport struct {
 	ended  bool       // and nothing new may begin
 	subs   map[closer]struct{}
 	groups map[groupName]*group
-	keeper bool // retention is seen to
+	keeper bool                     // retention is seen to
+	mover  bool                     // what is due is moved
+	later  map[string]time.Duration // when to look what is due, by topic
 	topics map[string]bool
 }
 
 type closer interface{ Close() error }
 
 var (
-	_ transport.Transport = (*Transport)(nil)
-	_ transport.Checker   = (*Transport)(nil)
-	_ transport.Inspector = (*Transport)(nil)
+	_ transport.Transport    = (*Transport)(nil)
+	_ transport.Checker      = (*Transport)(nil)
+	_ transport.Inspector    = (*Transport)(nil)
+	_ transport.Delayer      = (*Transport)(nil)
+	_ transport.Deduplicator = (*Transport)(nil)
 )
 
 // ErrGroupLost is what a subscription made with [Fail] ends with when its
@@ -114,6 +120,8 @@ func New(client redis.UniversalClient, opts ...Option) *Transport {
 		subs:   map[closer]struct{}{},
 		groups: map[groupName]*group{},
 		topics: map[string]bool{},
+		later:  map[string]time.Duration{},
+		sooner: make(chan struct{}, 1),
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	for _, o := range opts {
@@ -354,6 +362,7 @@ func (t *Transport) Subscribe(ctx context.Context, topic string, opts transport.
 	t.subs[s] = struct{}{}
 	t.mu.Unlock()
 	t.retain(topic)
+	t.follow(topic, 0)
 	return s, nil
 }
 

@@ -25,6 +25,10 @@ var (
 	trimLua string
 	//go:embed lua/move.lua
 	moveLua string
+	//go:embed lua/accept.lua
+	acceptLua string
+	//go:embed lua/due.lua
+	dueLua string
 
 	claimScript  = newScript(claimLua)
 	settleScript = newScript(settleLua)
@@ -33,6 +37,8 @@ var (
 	sweepScript  = newScript(sweepLua)
 	trimScript   = newScript(trimLua)
 	moveScript   = newScript(moveLua)
+	acceptScript = newScript(acceptLua)
+	dueScript    = newScript(dueLua)
 )
 
 // script is a script and the name the server knows it by.

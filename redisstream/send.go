@@ -73,7 +73,7 @@ func (t *Transport) send(ctx context.Context, topic string, msgs []transport.Mes
 		for size := 0; end < len(msgs) && end-n < pipelineMessages && (end == n || size+msgs[end].Size() <= pipelineBytes); end++ {
 			size += msgs[end].Size()
 		}
-		k, err := t.sendSome(ctx, key, msgs[n:end])
+		k, err := t.sendSome(ctx, key, topic, msgs[n:end])
 		if n += k; err != nil {
 			return n, err
 		}
@@ -83,13 +83,13 @@ func (t *Transport) send(ctx context.Context, topic string, msgs []transport.Mes
 
 // sendSome sends the messages of one pipeline until they are stored or that
 // has failed for good.
-func (t *Transport) sendSome(ctx context.Context, key string, msgs []transport.Message) (n int, err error) {
+func (t *Transport) sendSome(ctx context.Context, key, topic string, msgs []transport.Message) (n int, err error) {
 	until := time.Now().Add(t.cfg.sendFor)
 	resends := t.cfg.resends
 	unsure := false // some of the rest may have been stored by an earlier attempt
 	var pause backoff
 	for {
-		k, fault, err := t.attempt(ctx, key, msgs[n:])
+		k, fault, err := t.attempt(ctx, key, topic, msgs[n:])
 		if n += k; err == nil {
 			t.answered()
 			return n, nil
@@ -209,16 +209,39 @@ func (x *xadds) seal(ctx context.Context) {
 	from := 0
 	for i, end := range x.ends {
 		x.memory[i] = *redis.NewRawWriteToCmd(ctx, &x.replies, x.args[from:end:end]...) // which go-redis never sends again
-		x.memory[i].SetFirstKeyPos(1)
+		x.memory[i].SetFirstKeyPos(firstKey(x.args[from]))
 		x.memory[i].SetStepCount(1) // or a cluster's client asks the server for it
 		x.cmds = append(x.cmds, &x.memory[i])
 		from = end
 	}
 }
 
+// firstKey is where a command that sends has its first key.
+func firstKey(command any) int8 {
+	if command == "EVALSHA" {
+		return 3
+	}
+	return 1
+}
+
+// loadAccept sees to it that the server knows the script for messages with terms.
+func (t *Transport) loadAccept(ctx context.Context, key string, msgs []transport.Message) error {
+	if t.accepts.Load() || !slices.ContainsFunc(msgs, func(m transport.Message) bool { return m.Terms != nil }) {
+		return nil
+	}
+	n, err := node(ctx, t.clients.command(), key)
+	if err != nil {
+		return err
+	}
+	var reply sink
+	_, err = within(ctx, func() error { return raw(ctx, n, &reply, 0, []any{"SCRIPT", "LOAD", acceptLua}) })
+	t.accepts.Store(err == nil)
+	return err
+}
+
 // attempt sends messages once. It returns how many are stored, counted from
 // the first, and what the error says of the others.
-func (t *Transport) attempt(ctx context.Context, key string, msgs []transport.Message) (int, fault, error) {
+func (t *Transport) attempt(ctx context.Context, key, topic string, msgs []transport.Message) (int, fault, error) {
 	if !t.ready.Load() {
 		// Nothing is sent before the server answers, so that a failure to
 		// reach it is known for one.
@@ -231,8 +254,11 @@ func (t *Transport) attempt(ctx context.Context, key string, msgs []transport.Me
 		t.answered()
 		t.look(ctx)
 	}
+	if err := t.loadAccept(ctx, key, msgs); err != nil {
+		return 0, refused, err
+	}
 	x := pipelines.Get().(*xadds)
-	if err := t.commands(ctx, x, key, msgs); err != nil {
+	if err := t.commands(ctx, x, key, topic, msgs); err != nil {
 		x.free()
 		return 0, rejected, err
 	}
@@ -246,14 +272,18 @@ func (t *Transport) attempt(ctx context.Context, key string, msgs []transport.Me
 
 // commands are the XADDs of msgs, and WAIT after them if replicas are asked
 // for. They keep nothing of the caller's memory, as they may outlive the call.
-func (t *Transport) commands(ctx context.Context, x *xadds, key string, msgs []transport.Message) error {
+func (t *Transport) commands(ctx context.Context, x *xadds, key, topic string, msgs []transport.Message) error {
 	idempotent := t.cfg.resends > 0 && t.idempotent.Load()
 	for i := range msgs {
-		x.args = append(x.args, &xadd, &key)
-		if idempotent {
-			x.args = append(x.args, &idmp, &t.name, msgs[i].ID)
+		if msgs[i].Terms != nil {
+			x.accepting(t, key, topic, &msgs[i])
+		} else {
+			x.args = append(x.args, &xadd, &key)
+			if idempotent {
+				x.args = append(x.args, &idmp, &t.name, msgs[i].ID)
+			}
+			x.args = append(x.args, &star)
 		}
-		x.args = append(x.args, &star)
 		if err := t.cfg.format.fields(x, &msgs[i]); err != nil {
 			return fmt.Errorf("message %s: %w", msgs[i].ID, err)
 		}
@@ -293,12 +323,19 @@ func (t *Transport) stored(msgs []transport.Message, replies []byte, failure err
 		p, e := c.added(failure)
 		switch {
 		case e == nil && n == i:
+			if p == already {
+				p = notYet
+				t.count.duplicates.Add(1)
+			}
 			msgs[i].Position = p
 			n++
 		case e == nil:
 			f = ambiguous // stored, after one that was not
 		case err == nil:
 			f, err = faultOf(e), e
+			if is(e, "NOSCRIPT") {
+				t.accepts.Store(false)
+			}
 			if errors.Is(e, errMalformed) {
 				f = ambiguous
 			}

@@ -12,11 +12,12 @@ import (
 // Stats is what happened on a transport since it was made, and how it is. All
 // but the last three are counts.
 type Stats struct {
-	Sent      uint64 // messages that the server said it stored
-	Refused   uint64 // messages surely not stored
-	Unknown   uint64 // messages whose outcome is unknown: what P3 calls ambiguous
-	Resent    uint64 // messages sent again because their outcome was unknown
-	Unreplied uint64 // messages stored, but on fewer replicas than asked for
+	Sent       uint64 // messages that the server said it stored
+	Refused    uint64 // messages surely not stored
+	Unknown    uint64 // messages whose outcome is unknown: what P3 calls ambiguous
+	Duplicates uint64 // messages that were to be stored once, and were there already
+	Resent     uint64 // messages sent again because their outcome was unknown
+	Unreplied  uint64 // messages stored, but on fewer replicas than asked for
 
 	Received    uint64 // deliveries
 	Redelivered uint64 // of these, second and later ones
@@ -38,7 +39,7 @@ type Stats struct {
 }
 
 type counters struct {
-	sent, refused, unknown, resent, unreplied                         atomic.Uint64
+	sent, refused, unknown, duplicates, resent, unreplied             atomic.Uint64
 	received, redelivered, acked, givenBack, moved, stale, leasesLost atomic.Uint64
 	lost, setAside, groupsRecreated, trimmed, reconnects              atomic.Uint64
 	connected                                                         atomic.Bool
@@ -86,7 +87,7 @@ func (c *counters) failed(err error) {
 func (t *Transport) Stats() Stats {
 	c := &t.count
 	s := Stats{
-		Sent: c.sent.Load(), Refused: c.refused.Load(), Unknown: c.unknown.Load(), Resent: c.resent.Load(), Unreplied: c.unreplied.Load(),
+		Sent: c.sent.Load(), Refused: c.refused.Load(), Unknown: c.unknown.Load(), Duplicates: c.duplicates.Load(), Resent: c.resent.Load(), Unreplied: c.unreplied.Load(),
 		Received: c.received.Load(), Redelivered: c.redelivered.Load(), Acked: c.acked.Load(), GivenBack: c.givenBack.Load(), Moved: c.moved.Load(),
 		Stale: c.stale.Load(), LeasesLost: c.leasesLost.Load(),
 		Lost: c.lost.Load(), SetAside: c.setAside.Load(), GroupsRecreated: c.groupsRecreated.Load(), Trimmed: c.trimmed.Load(), Reconnects: c.reconnects.Load(),

@@ -62,6 +62,18 @@ type Positioner interface {
 	Position() Position
 }
 
+// Delayer is a [Transport] that keeps messages until their [Terms] say that they
+// are due, by the clock of whatever stores them. They may come late, as after
+// an outage; they come once, however many look after them.
+type Delayer interface {
+	DelaysMessages() bool
+}
+
+// Deduplicator is a [Transport] that stores a message once, as its [Terms] ask.
+type Deduplicator interface {
+	DeduplicatesMessages() bool
+}
+
 // Inspector is a [Transport] that can tell how its topics are.
 type Inspector interface {
 	// Inspect returns how a topic is now. A topic that nobody used is empty,

@@ -48,6 +48,9 @@ type Message struct {
 	// Value replaces Data on a transport that is a [ValueCarrier]: a pointer to
 	// what was published, which nobody changes.
 	Value any
+	// Terms is what its publisher asks for besides; nil for nothing. Only for
+	// Send: messages that arrive have none.
+	Terms *Terms
 
 	// Attempt counts deliveries to a group, 1 first. Set by Receive.
 	Attempt int
@@ -76,6 +79,19 @@ func (m *Message) Clone() Message {
 	c.Data = append([]byte(nil), m.Data...)
 	c.Header = maps.Clone(m.Header)
 	return c
+}
+
+// Terms are what a publisher asks of Send besides storing a message.
+type Terms struct {
+	// Due is when the message takes its place in the topic, and can be
+	// delivered; it is never delivered before. Zero means at once, and so does
+	// a time that has passed. Only for a [Delayer].
+	Due time.Time
+	// Once names the message within its topic: for Window after it was accepted,
+	// others of the same name are not stored, and Send says that they are.
+	// Empty means that nobody looks. Only for a [Deduplicator].
+	Once   string
+	Window time.Duration
 }
 
 // Receipt settles one delivery of one message.
@@ -136,8 +152,8 @@ type Sender interface {
 	// A ctx that ends while Send waits (for room, for a reply) ends Send; when
 	// it ended before the call, nothing is stored.
 	//
-	// Send sets the Position of each message it stored and changes nothing
-	// else. It keeps neither msgs nor what the messages point to, unless the
+	// Send sets the Position of each message it stored, or to the zero Position
+	// if it is not due or was there already, and changes nothing else. It keeps neither msgs nor what the messages point to, unless the
 	// driver is a [Retainer]. Safe for concurrent use.
 	Send(ctx context.Context, topic string, msgs []Message) (n int, err error)
 }

@@ -740,6 +740,13 @@ func (t *Transport) add(c *call) {
 	t.link.out.send(c.frames...)
 }
 
+// DelaysMessages reports true: the transport behind the server decides, and
+// Send returns an error that wraps [errors.ErrUnsupported] where it does not.
+func (t *Transport) DelaysMessages() bool { return true }
+
+// DeduplicatesMessages reports true; it is as with DelaysMessages.
+func (t *Transport) DeduplicatesMessages() bool { return true }
+
 // Send implements [transport.Sender]. Without a link it waits for one, within
 // ctx. A message whose answer is lost with the link is sent again with the same
 // ID on the next one, and the server stores it once as long as it remembers it.
@@ -772,6 +779,8 @@ func (t *Transport) check(m *transport.Message) error {
 	switch {
 	case len(m.ID) > idMost:
 		return notPublished(fmt.Errorf("%w: an ID of %d bytes; it may have %d", transport.ErrTooLarge, len(m.ID), idMost))
+	case m.Terms != nil && len(m.Terms.Once) > idMost:
+		return notPublished(fmt.Errorf("%w: a name of %d bytes; it may have %d", transport.ErrTooLarge, len(m.Terms.Once), idMost))
 	case len(m.Header) > headersMost:
 		return notPublished(fmt.Errorf("%w: a header of %d names; it may have %d", transport.ErrTooLarge, len(m.Header), headersMost))
 	case !m.Time.IsZero() && (m.Time.Before(earliest) || m.Time.After(latest)):
@@ -815,6 +824,7 @@ func (t *Transport) sendSome(ctx context.Context, topic string, msgs []transport
 	for i := range c.frames {
 		c.frames[i] = publishFrame(framePub, topic, &msgs[i])
 		c.frames[i].Within = within
+		c.frames[i].demand(msgs[i].Terms)
 		if err = t.tooLarge(&c.frames[i]); err != nil {
 			if c.count = i; i == 0 {
 				t.mu.Unlock()

@@ -93,6 +93,8 @@ type frame struct {
 	Delay   uint64   `json:"delay,omitempty"`
 	Release bool     `json:"release,omitempty"`
 	Within  uint64   `json:"within,omitempty"`
+	Name    string   `json:"name,omitempty"`
+	Window  uint64   `json:"window,omitempty"`
 
 	Prev    transport.Position   `json:"prev,omitzero"`
 	Attempt uint64               `json:"attempt,omitempty"`
@@ -130,7 +132,7 @@ var layouts = [frameEnd]struct {
 	frameNack:    {"nack", []field{fRid, fSid, fNs, fDelay, fRelease, fAgain}},
 	frameExtend:  {"extend", []field{fRid, fSid, fNs, fLease}},
 	frameFlow:    {"flow", []field{fSid, fCredit, fBytes, fOnce}},
-	framePub:     {"pub", []field{fRid, fTopic, fID, fTime, fKey, fMedia, fHeader, fData, fAgain, fWithin}},
+	framePub:     {"pub", []field{fRid, fTopic, fID, fTime, fKey, fMedia, fHeader, fData, fAgain, fWithin, fDelay, fName, fWindow}},
 	framePubOK:   {"pubok", []field{fRid, fCount, fAt, fAgain}},
 	framePing:    {"ping", []field{fN}},
 	framePong:    {"pong", []field{fN}},
@@ -206,6 +208,8 @@ var (
 	fDelay      = field{number: func(f *frame) *uint64 { return &f.Delay }}
 	fRelease    = field{bool: func(f *frame) *bool { return &f.Release }}
 	fWithin     = field{number: func(f *frame) *uint64 { return &f.Within }}
+	fName       = field{string: func(f *frame) *string { return &f.Name }}
+	fWindow     = field{number: func(f *frame) *uint64 { return &f.Window }}
 	fPrev       = field{position: func(f *frame) *transport.Position { return &f.Prev }}
 	fAttempt    = field{number: func(f *frame) *uint64 { return &f.Attempt }}
 	fID         = field{string: func(f *frame) *string { return &f.ID }}
@@ -298,6 +302,29 @@ func frameOf(t frameType, m *transport.Message) frame {
 	}
 	return frame{Type: t, ID: m.ID, Key: m.Key, Time: at, Media: m.Type, Header: m.Header, Data: m.Data,
 		Attempt: uint64(m.Attempt), Pos: m.Position}
+}
+
+// demand adds the terms of a message to its frame.
+func (f *frame) demand(terms *transport.Terms) {
+	if terms == nil {
+		return
+	}
+	if !terms.Due.IsZero() {
+		f.Delay = milliseconds(time.Until(terms.Due))
+	}
+	f.Name, f.Window = terms.Once, milliseconds(terms.Window)
+}
+
+// terms are those that a frame asks for.
+func (f *frame) terms() *transport.Terms {
+	if f.Delay == 0 && f.Name == "" {
+		return nil
+	}
+	t := &transport.Terms{Once: f.Name, Window: duration(f.Window)}
+	if f.Delay > 0 {
+		t.Due = time.Now().Add(duration(f.Delay))
+	}
+	return t
 }
 
 // milliseconds rounds up.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -28,6 +29,9 @@ type publish struct {
 func (c *conn) publish(f *frame) publish {
 	p := publish{rid: f.Rid, topic: f.Topic, msg: f.message(), again: f.Again, within: c.h.cfg.sendFor}
 	p.msg.Data = bytes.Clone(f.Data)
+	if f.Type == framePub {
+		p.msg.Terms = f.terms()
+	}
 	if f.Within > 0 {
 		p.within = min(p.within, duration(f.Within))
 	}
@@ -39,8 +43,8 @@ func (c *conn) publish(f *frame) publish {
 		p.code, p.text = CodeBadFrame, "rid is missing"
 	case f.ID == "":
 		p.code, p.text = CodeBadFrame, "id is missing"
-	case len(f.ID) > idMost:
-		p.code, p.text = CodeTooBig, fmt.Sprintf("an id has %d bytes at most", idMost)
+	case len(f.ID) > idMost || len(f.Name) > idMost:
+		p.code, p.text = CodeTooBig, fmt.Sprintf("an id or name has %d bytes at most", idMost)
 	case len(f.Header) > headersMost:
 		p.code, p.text = CodeTooBig, fmt.Sprintf("a header has %d names at most", headersMost)
 	default:
@@ -48,12 +52,28 @@ func (c *conn) publish(f *frame) publish {
 			p.code, p.text = CodeRefused, err.Error()
 		} else if !c.h.mayPublish(c.grant, f.Topic) {
 			p.code = CodeForbidden
+		} else if what := c.h.cannot(p.msg.Terms); what != "" {
+			p.code, p.text = CodeUnsupported, what
 		}
 	}
 	return p
 }
 
-// What a message may have: bytes in its id, and names in its header.
+// cannot says what of a message's terms the transport cannot do.
+func (h *Handler) cannot(terms *transport.Terms) string {
+	if terms == nil {
+		return ""
+	}
+	if d, ok := transport.As[transport.Delayer](h.t); !terms.Due.IsZero() && (!ok || !d.DelaysMessages()) {
+		return "the transport does not delay messages"
+	}
+	if d, ok := transport.As[transport.Deduplicator](h.t); terms.Once != "" && (!ok || !d.DeduplicatesMessages()) {
+		return "the transport does not deduplicate messages"
+	}
+	return ""
+}
+
+// What a message may have: bytes in its id, or name, and names in its header.
 const (
 	idMost      = 128
 	headersMost = 128
@@ -283,6 +303,9 @@ func (c *conn) sendAgain(pubs []publish) {
 			n = 1
 			at := there[first.msg.ID]
 			c.h.window.found(first, at)
+			if at == elsewhere {
+				at = transport.Position{}
+			}
 			c.out.send(frame{Type: framePubOK, Rid: first.rid, Count: 1, At: []transport.Position{at}, Again: true})
 			c.h.count.duplicates.Add(1)
 		}
@@ -367,6 +390,9 @@ type window struct {
 // published names a message.
 type published struct{ subject, topic, id string }
 
+// elsewhere is the fate of a message that is stored and has no position yet.
+var elsewhere = transport.Position{Lo: math.MaxUint64}
+
 // fate is what became of a message. The window's lock guards it.
 type fate struct {
 	again   bool // it was sent again
@@ -427,7 +453,11 @@ func (w *window) end(pubs []publish, msgs []transport.Message, n int, err error)
 	defer w.mu.Unlock()
 	for i := range pubs {
 		if i < n {
-			pubs[i].fate.settle(msgs[i].Position, true)
+			at := msgs[i].Position
+			if at == (transport.Position{}) {
+				at = elsewhere
+			}
+			pubs[i].fate.settle(at, true)
 		} else {
 			pubs[i].fate.settle(transport.Position{}, errors.Is(err, transport.ErrNotPublished))
 		}

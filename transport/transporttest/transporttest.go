@@ -40,7 +40,7 @@ type promise struct {
 }
 
 func promises() []promise {
-	return slices.Concat(carriage, delivery, settlement, moving, inspection, leases, lifecycle, endurance)
+	return slices.Concat(carriage, delivery, settlement, moving, inspection, terms, leases, lifecycle, endurance)
 }
 
 // patience is how long a check waits for what must happen.

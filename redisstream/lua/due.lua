@@ -1,0 +1,22 @@
+-- Adds what is due to a stream. Whoever runs it, each message is added once.
+--
+-- KEYS: the stream, the sorted set of what is due later, the stream set aside
+-- ARGV: how many at most, how many entries to keep aside
+-- Returns: how many were due, milliseconds until the next one is or -1
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local rows = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[1])
+for _, row in ipairs(rows) do
+  local ok, fields = pcall(cmsgpack.unpack, row)
+  if ok and type(fields) == 'table' and #fields > 1 then
+    redis.call('XADD', KEYS[1], '*', unpack(fields))
+  else
+    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', 'echo-reason', 'no message that is due later', 'echo-entry', row)
+  end
+  redis.call('ZREM', KEYS[2], row)
+end
+local next = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+if #next == 0 then
+  return {#rows, -1}
+end
+return {#rows, math.max(0, math.ceil(next[2] - now))}
