@@ -41,6 +41,9 @@ var mayImport = map[string][]string{
 	"cmd/":      {"…"},
 	"clients/":  {"…"}, // the server that tests of the JavaScript client talk to
 	"internal/": {"…", "github.com/redis/go-redis/v9"},
+
+	// A suite that several packages' tests run.
+	"internal/policytest": {".", "transport", "github.com/stretchr/testify/assert", "github.com/stretchr/testify/require"},
 }
 
 // notInLibraries lists packages that change or expose the whole process.

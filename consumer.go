@@ -22,12 +22,14 @@ type consumer struct {
 	bus       *Bus
 	topic     string
 	deadTopic string
+	letters   bool // the topic is one of dead letters
 	cfg       *subscribeConfig
 	sub       transport.Subscription
 	acker     transport.Acker
 	nacker    transport.Nacker
 	extender  transport.Extender // nil: messages have no lease
 	mover     transport.Mover    // nil: there are no dead letters
+	memory    *memory            // of WithDedup, nil without it
 	lease     time.Duration      // 0: messages have no lease
 
 	using     atomic.Bool  // Run, Messages or Batches is under way
@@ -96,6 +98,9 @@ func newConsumer(ctx context.Context, b *Bus, topic string, cfg *subscribeConfig
 		c.close()
 		return nil, fmt.Errorf("the transport cannot acknowledge and give back messages: %w", errors.ErrUnsupported)
 	}
+	if cfg.dedup > 0 {
+		c.memory = newMemory(cfg.dedup)
+	}
 	if err := c.findMover(); err != nil {
 		c.close()
 		return nil, err
@@ -112,12 +117,13 @@ func newConsumer(ctx context.Context, b *Bus, topic string, cfg *subscribeConfig
 // findMover finds where the dead letters of a group go.
 func (c *consumer) findMover() error {
 	c.deadTopic = transport.DeadTopic(c.topic)
-	switch _, dead := transport.CutDead(c.topic); {
-	case c.cfg.Group == "":
-		return nil // what a broadcast gives up is given up here alone
-	case dead && c.cfg.retry.Attempts > 0:
+	_, c.letters = transport.CutDead(c.topic)
+	switch {
+	case c.letters && c.cfg.Group == redriveGroup:
+		return fmt.Errorf("WithGroup(%q): of the dead letters, this group is Redrive's", redriveGroup)
+	case c.letters && c.cfg.retry.Attempts > 0:
 		return errors.New("WithRetry: dead letters have no dead letters, so Attempts has no meaning for them")
-	case dead:
+	case c.letters || c.cfg.Group == "": // what a broadcast gives up is given up here alone
 		return nil
 	}
 	mover, ok := transport.As[transport.Mover](c.sub)

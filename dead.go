@@ -86,9 +86,13 @@ const (
 	headFor = "echo-for"
 )
 
-// errNotForUs says that a message is to be passed by: it was sent home for
-// another group, or it expired and nobody wants to know.
-var errNotForUs = errors.New("not for this group")
+var (
+	// errNotForUs says that a message is to be passed by: it was sent home for
+	// another group, was handled already, or expired and nobody wants to know.
+	errNotForUs = errors.New("not to be handled")
+	// errBusy says that a message of the same name is being handled.
+	errBusy = errors.New("being handled elsewhere in this consumer")
+)
 
 // bars returns why a message that arrived is not to be handled, or nil: a
 // [*rejection], or errNotForUs.
@@ -96,10 +100,17 @@ func (c *consumer) bars(m *transport.Message) error {
 	if most := c.cfg.retry.Attempts; most > 0 && m.Attempt > most {
 		return &rejection{ReasonAttempts, errSpent}
 	}
-	if m.Header == nil {
+	if m.Header == nil || c.letters {
 		return nil
 	}
 	if group, ok := m.Header[headFor]; ok && group != c.cfg.Group {
+		return errNotForUs
+	}
+	if expired(m, time.Now()) {
+		if c.cfg.deadExpired {
+			return &rejection{ReasonExpired, nil}
+		}
+		c.count.expired.Add(1)
 		return errNotForUs
 	}
 	return nil
@@ -114,6 +125,7 @@ func deadLetter(m *transport.Message, group, reason string, err error) transport
 	d.Header = make(map[string]string, len(m.Header)+5)
 	maps.Copy(d.Header, m.Header)
 	delete(d.Header, headFor)
+	d.Terms = nil
 	d.Header[headDeadReason] = reason
 	d.Header[headDeadAttempts] = strconv.Itoa(m.Attempt)
 	d.Header[headDeadGroup] = group
@@ -147,6 +159,7 @@ var errSpent = errors.New("delivered again after its last attempt: whoever had i
 // delivery. Where there are none it is given up: logged, and settled as done.
 func (c *consumer) bury(ctx context.Context, m *transport.Message, reason string, err error) error {
 	if c.mover == nil {
+		c.count.givenUp.Add(1)
 		c.bus.cfg.logger.Error("echo: message given up, as there are no dead letters here", "topic", c.topic, "group", c.cfg.Group,
 			"id", m.ID, "reason", reason, "attempt", m.Attempt, "error", err)
 		return c.acker.Ack(ctx, []transport.Receipt{m.Receipt()})

@@ -60,6 +60,8 @@ type Bus struct {
 	transport transport.Transport
 	values    bool             // the transport carries values by reference
 	immediate bool             // its Send gains nothing from group commit
+	delays    bool             // the transport delays messages
+	dedups    bool             // the transport deduplicates messages
 	decoders  map[string]Codec // by content type
 
 	// settling is the context of settlements: no caller's. It does not end; a
@@ -97,6 +99,12 @@ func New(opts ...BusOption) *Bus {
 	}
 	if c, ok := b.transport.(transport.Immediate); ok {
 		b.immediate = c.SendsImmediately()
+	}
+	if c, ok := transport.As[transport.Delayer](b.transport); ok {
+		b.delays = c.DelaysMessages()
+	}
+	if c, ok := transport.As[transport.Deduplicator](b.transport); ok {
+		b.dedups = c.DeduplicatesMessages()
 	}
 	b.decoders = make(map[string]Codec)
 	addCodecs(b.decoders, []Codec{JSON, Bytes, Text})

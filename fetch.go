@@ -3,6 +3,7 @@ package echo
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -177,16 +178,34 @@ func (d delivery) settled(err error) error {
 	return err
 }
 
+// done notes that message i, which a loop yielded, was acknowledged.
+func (f *fetch) done(i int) {
+	if !f.byHand {
+		return
+	}
+	f.c.count.handled.Add(1)
+	if f.c.memory != nil {
+		f.c.memory.end(nameOf(&f.buf[i]), true)
+	}
+}
+
 func (d delivery) ack(ctx context.Context) error {
 	r, ok, err := d.claim()
 	if !ok {
 		return err
 	}
-	return d.settled(d.f.c.acker.Ack(ctx, []transport.Receipt{r}))
+	if err := d.settled(d.f.c.acker.Ack(ctx, []transport.Receipt{r})); err != nil {
+		return err
+	}
+	d.f.done(int(d.i))
+	return nil
 }
 
 // reject makes the message a dead letter. One that nobody takes goes back.
 func (d delivery) reject(ctx context.Context, reason string, why error) error {
+	if d.f != nil && d.f.c.letters {
+		return fmt.Errorf("dead letters have no dead letters: %w", errors.ErrUnsupported)
+	}
 	_, ok, err := d.claim()
 	if !ok {
 		return err
@@ -245,6 +264,7 @@ func ackAll(ctx context.Context, ds []delivery) error {
 		for i, d := range mine {
 			if !e.Has(rs[i]) {
 				d.settled(nil)
+				d.f.done(int(d.i))
 			} else {
 				d.settled(ErrLeaseLost)
 			}
@@ -253,6 +273,9 @@ func ackAll(ctx context.Context, ds []delivery) error {
 	}
 	for _, d := range mine {
 		d.settled(err)
+		if err == nil {
+			d.f.done(int(d.i))
+		}
 	}
 	return errors.Join(err, late)
 }

@@ -35,19 +35,25 @@ type lane struct {
 	item           // the message under way
 	from     *line // at whose head it is, if it is
 	again    bool  // it waits, once more
+	line     *line // where it waits then
 	rs       []transport.Receipt
 	err      error // what its handler returned
 	returned bool  // it returned at all
 	called   bool  // err is to be dealt with
+	ok       bool  // its handler returned nil
+	named    bool  // the memory of the consumer knows that it is being handled
+	afresh   bool  // it waits, and this was no attempt
 }
 
 // line is a message that waits to be tried again, and those behind it.
 type line struct {
-	key   string
-	items []item
-	at    time.Duration // when the first one is due
-	index int           // in the lane's due
-	dead  error         // why the first one is a dead letter, though nobody took it yet
+	key    string
+	items  []item
+	at     time.Duration // when the first one is due
+	index  int           // in the lane's due
+	dead   error         // why the first one is a dead letter, though nobody took it yet
+	afresh bool          // the first one waits without an attempt
+	named  bool          // the memory of the consumer knows that the first one is being handled
 }
 
 // lineQueue orders lines by time.
@@ -222,7 +228,12 @@ func (l *lane) lineUp() {
 // passed notes that the message under way is done with, or waits.
 func (l *lane) passed() {
 	from, again := l.from, l.again
-	l.from, l.again = nil, false
+	if again {
+		l.line.afresh, l.line.named = l.afresh, l.named
+	} else if l.named {
+		l.r.c.memory.end(nameOf(&l.f.msgs[l.i]), l.ok)
+	}
+	l.from, l.line, l.again, l.afresh, l.named, l.ok = nil, nil, false, false, false, false
 	switch {
 	case from != nil && again:
 		heap.Fix(&l.due, from.index)
@@ -240,7 +251,7 @@ func (l *lane) passed() {
 func (l *lane) advance(from *line) {
 	from.items[0] = item{}
 	if from.items = from.items[1:]; len(from.items) > 0 {
-		from.at, from.dead = clock(), nil
+		from.at, from.dead, from.afresh, from.named = clock(), nil, false, false
 		heap.Fix(&l.due, from.index)
 	} else {
 		heap.Remove(&l.due, from.index)
@@ -274,6 +285,9 @@ func (l *lane) abandon() {
 		if l.f.move(l.i, waiting, running) {
 			l.giveBack(max(0, from.at-clock()))
 		}
+		if from.named {
+			l.r.c.memory.end(nameOf(&l.f.msgs[l.i]), false)
+		}
 	}
 	l.due, l.lines = nil, nil
 }
@@ -283,14 +297,22 @@ func (l *lane) do() {
 	switch {
 	case l.f.move(l.i, buffered, running):
 	case l.from != nil && l.f.move(l.i, waiting, running):
-		l.f.msgs[l.i].Attempt++
+		if !l.from.afresh {
+			l.f.msgs[l.i].Attempt++
+		}
+		l.named = l.from.named
 	default:
 		return // released, or its lease is lost
 	}
-	if l.err = l.barred(); l.err == nil {
+	switch l.err = l.barred(); l.err {
+	case nil:
 		l.call()
-	} else if l.err == errNotForUs {
+		l.ok = l.err == nil
+	case errNotForUs:
 		l.err = nil
+	case errBusy:
+		l.wait(busyFor, nil)
+		l.afresh = l.again
 	}
 	if l.err != nil || l.r.c.draining.Load() || !l.f.move(l.i, running, handled) {
 		l.conclude()
@@ -303,8 +325,23 @@ func (l *lane) barred() error {
 	if l.from != nil && l.from.dead != nil {
 		return l.from.dead
 	}
-	return l.r.c.bars(&l.f.msgs[l.i])
+	c, m := l.r.c, &l.f.msgs[l.i]
+	if err := c.bars(m); err != nil || c.memory == nil || l.named {
+		return err
+	}
+	switch handled, busy := c.memory.begin(nameOf(m)); {
+	case handled:
+		c.count.duplicates.Add(1)
+		return errNotForUs
+	case busy:
+		return errBusy
+	}
+	l.named = true
+	return nil
 }
+
+// busyFor is when to look again whether a message was handled that is being so.
+const busyFor = 50 * time.Millisecond
 
 // call calls the handler. If that panics or ends the goroutine, err says so;
 // in the latter case another goroutine takes over the lane.
@@ -329,11 +366,17 @@ func (l *lane) call() {
 	}
 	l.err = l.r.handle(ctx, l.f, l.i)
 	l.returned = true
+	if l.err == nil {
+		l.r.c.count.handled.Add(1)
+	}
 }
 
 // conclude settles the message under way by what its handler returned.
 func (l *lane) conclude() {
 	c := l.r.c
+	if l.called && l.err != nil {
+		c.count.failed.Add(1)
+	}
 	if l.err != nil && l.running() {
 		l.fail()
 	}
@@ -363,6 +406,9 @@ func (l *lane) fail() {
 	c, m := l.r.c, &l.f.msgs[l.i]
 	var dead error
 	reason, wait := c.cfg.retry.judge(m.Attempt, l.err)
+	if c.letters && reason != "" { // nobody rejects a dead letter
+		reason, wait = "", c.cfg.retry.wait(m.Attempt)
+	}
 	if reason != "" {
 		if l.bury(reason) {
 			return
@@ -414,10 +460,12 @@ func (l *lane) wait(d time.Duration, dead error) {
 	l.again = true
 	at := clock() + max(d, time.Millisecond) // others get a turn
 	if l.from != nil {
-		l.from.at, l.from.dead = at, dead
+		l.line = l.from
+		l.line.at, l.line.dead = at, dead
 		return
 	}
 	w := &line{key: l.f.msgs[l.i].Key, items: []item{l.item}, at: at, dead: dead}
+	l.line = w
 	heap.Push(&l.due, w)
 	if w.key != "" {
 		if l.lines == nil {

@@ -2,11 +2,13 @@ package echo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"reflect"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/echobus/echo/transport"
 )
@@ -37,6 +39,9 @@ func NewProducer[M any](b *Bus, topic *Topic[M]) *Producer[M] {
 	}
 	if p.err = b.err; p.err == nil {
 		p.err = topic.check(b)
+	}
+	if p.err == nil && topic.cfg.dedup > 0 && !b.dedups {
+		p.err = fmt.Errorf("topic %s: WithDedup: the transport does not deduplicate messages: %w", topic.name, errors.ErrUnsupported)
 	}
 	if p.err == nil && topic.read != nil {
 		p.err = fmt.Errorf("topic %s is of dead letters, to which only failures lead", topic.name)
@@ -109,6 +114,9 @@ func (p *Producer[M]) PublishBatch(ctx context.Context, vs []M, opts ...PublishO
 	if cfg.id != nil && len(vs) > 1 {
 		return notPublished(p.topic.name, len(vs), fmt.Errorf("WithID gives one ID, PublishBatch has %d values", len(vs)))
 	}
+	if cfg.once != "" && len(vs) > 1 {
+		return notPublished(p.topic.name, len(vs), fmt.Errorf("WithIdempotencyKey gives one key, PublishBatch has %d values", len(vs)))
+	}
 	buf := many.Get().(*[]transport.Message)
 	*buf = slices.Grow((*buf)[:0], len(vs))[:len(vs)]
 	defer func() {
@@ -173,6 +181,11 @@ func (p *Producer[M]) encode(m *transport.Message, v M, cfg *publishConfig) erro
 			return err
 		}
 	}
+	if cfg != nil || p.topic.cfg.dedup > 0 {
+		if err := p.terms(m, cfg, now); err != nil {
+			return err
+		}
+	}
 	if !p.bus.values {
 		data, err := p.codec.Encode(v)
 		if err != nil {
@@ -203,9 +216,20 @@ type publishConfig struct {
 	id     *string
 	key    *string
 	header map[string]string
+
+	due     func(now time.Time) time.Time
+	dueName string // the option that set it
+	ttl     time.Duration
+	once    string
+	err     error
 }
 
+func (c *publishConfig) fail(err error) { c.err = errors.Join(c.err, err) }
+
 func (c *publishConfig) fill(m *transport.Message) error {
+	if c.err != nil {
+		return c.err
+	}
 	if c.id != nil {
 		if err := checkID(*c.id); err != nil {
 			return err

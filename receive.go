@@ -334,9 +334,13 @@ func (l *loop[M]) hand(items []item, yield func(Batch[M], error) bool) bool {
 
 // barred sees to a message that is not to be yielded.
 func (l *loop[M]) barred(it item) bool {
-	switch err := l.c.bars(&it.f.msgs[it.i]); {
-	case err == nil:
+	m := &it.f.msgs[it.i]
+	switch err := l.c.bars(m); {
+	case err == nil && (l.c.memory == nil || !l.c.memory.knows(nameOf(m))):
 		return false
+	case err == nil:
+		l.c.count.duplicates.Add(1)
+		it.f.delivery(it.i).ack(l.c.bus.settling)
 	case err == errNotForUs:
 		it.f.delivery(it.i).ack(l.c.bus.settling)
 	default:

@@ -212,7 +212,7 @@ func homeward(m *transport.Message) transport.Message {
 	redrives, _ := strconv.Atoi(m.Header[headRedrives])
 	group := m.Header[headDeadGroup]
 	h.Header = maps.Clone(m.Header)
-	maps.DeleteFunc(h.Header, func(name, _ string) bool { return strings.HasPrefix(name, headDead) })
+	maps.DeleteFunc(h.Header, func(name, _ string) bool { return strings.HasPrefix(name, headDead) || name == headExpires })
 	h.Header[headRedrives] = strconv.Itoa(redrives + 1)
 	if group != "" {
 		h.Header[headFor] = group

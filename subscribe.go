@@ -59,6 +59,8 @@ type subscribeConfig struct {
 	startName   string // the option that set Options.Start
 	concurrency int
 	retry       Retry
+	dedup       time.Duration
+	deadExpired bool
 	drain       time.Duration
 	onError     func(context.Context, error) error
 	middleware  []func(Handler[any]) Handler[any]

@@ -3,6 +3,7 @@ package echo
 import (
 	"fmt"
 	"reflect"
+	"time"
 
 	"github.com/echobus/echo/transport"
 )
@@ -77,6 +78,7 @@ type topicConfig struct {
 	also    []Codec
 	key     any // a func(M) string
 	version int
+	dedup   time.Duration
 	err     error
 }
 

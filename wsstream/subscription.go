@@ -569,8 +569,12 @@ func (s *member) Move(ctx context.Context, topic string, m transport.Message, r 
 // Close implements [transport.Subscription]. It waits, for 100 ms at most, until
 // the server says that what was held went back.
 func (s *member) Close() error {
-	if !s.close() {
+	untouched, first := s.close()
+	if !first {
 		return nil
+	}
+	if len(untouched.Ns) > 0 {
+		s.t.send(untouched)
 	}
 	if c := s.t.end(s.sid, true); c != nil {
 		t := time.NewTimer(100 * time.Millisecond)
@@ -587,19 +591,25 @@ func (s *member) Close() error {
 	return nil
 }
 
-func (s *member) close() bool {
+// close returns what gives back the deliveries that nobody received, as if they
+// had not been made, and whether it was the first to close.
+func (s *member) close() (untouched frame, first bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return false
+		return frame{}, false
 	}
 	s.closed = true
+	untouched = frame{Type: frameNack, Sid: s.sid, Release: true}
+	for _, m := range append(s.came, s.batch...) {
+		untouched.Ns = append(untouched.Ns, number(m.Token))
+	}
 	s.came = nil
 	if s.stale != nil {
 		s.stale.Stop()
 	}
 	close(s.ended)
-	return true
+	return untouched, true
 }
 
 func (s *member) shut(error) { s.close() }

@@ -179,6 +179,27 @@ var deadLetters = []promise{
 			assert.Equal(b, 1, done.Sent)
 		}
 	}},
+	{"a dead letter stays, whatever its handler says", func(b *bench) {
+		running(b, subscribe(b, jobs, echo.WithGroup("g")), func(context.Context, echo.Message[job]) error { return echo.Reject(errBad) })
+		b.publish(job{N: 1})
+		tries := make(chan int, 100)
+		running(b, subscribe(b, echo.DeadLetters(jobs), echo.WithGroup("fix"), echo.WithRetry(echo.Retry{Table: []time.Duration{time.Millisecond}})),
+			func(_ context.Context, m echo.Message[echo.DeadLetter[job]]) error {
+				tries <- m.Attempt
+				if m.Attempt < 4 {
+					return echo.Reject(errBad)
+				}
+				return nil
+			})
+		for want := range 4 {
+			assert.Equal(b, want+1, <-tries)
+		}
+		for want, opt := range map[string]echo.SubscribeOption{"this group is Redrive's": echo.WithGroup("redrive"), "dead letters have no dead letters": brisk(2)} {
+			_, err := echo.Subscribe(b.Context(), b.bus, echo.DeadLetters(jobs), echo.WithGroup("x"), opt)
+			assert.ErrorContains(b, err, want)
+		}
+		assert.ErrorContains(b, echo.NewProducer(b.bus, echo.DeadLetters(jobs)).Publish(b.Context(), echo.DeadLetter[job]{}), "only failures lead")
+	}},
 	{"a rejected message of a broadcast is given up", func(b *bench) {
 		r := newRecord()
 		running(b, subscribe(b, jobs, brisk(2)), func(_ context.Context, m echo.Message[job]) error {

@@ -1,0 +1,255 @@
+package echo
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/echobus/echo/transport"
+)
+
+// The headers of a message's terms.
+const (
+	headExpires = "echo-expires" // when its time to live is over, in milliseconds since 1970
+	headOnce    = "echo-once"    // its idempotency key
+)
+
+// WithDelay has the message delivered no sooner than after d, which is counted
+// by whatever stores it. It takes its place among the others when it is due.
+// A transport that cannot delay refuses it, with [errors.ErrUnsupported].
+func WithDelay(d time.Duration) PublishOption {
+	return publishOption(func(c *publishConfig) {
+		if d < 0 {
+			c.fail(fmt.Errorf("WithDelay(%v): the delay is negative", d))
+		}
+		c.schedule("WithDelay", func(now time.Time) time.Time { return now.Add(d) })
+	})
+}
+
+// WithTime is WithDelay until t. A time that has passed is no delay.
+func WithTime(t time.Time) PublishOption {
+	return publishOption(func(c *publishConfig) {
+		c.schedule("WithTime", func(time.Time) time.Time { return t })
+	})
+}
+
+// WithTTL has the message expire when it was not handled d after it was
+// published, or was due. It is not handled then, but dropped and counted, or
+// made a dead letter where a consumer asks for that [WithDeadExpired]. Clocks
+// of producers and consumers are compared, so d should be long against what
+// they differ by.
+func WithTTL(d time.Duration) PublishOption {
+	return publishOption(func(c *publishConfig) {
+		if c.ttl = d; d <= 0 {
+			c.fail(fmt.Errorf("WithTTL(%v): a time to live is positive", d))
+		}
+	})
+}
+
+// WithIdempotencyKey names what the message is about to do, in place of its ID,
+// for [WithDedup]: two messages of one key do it once.
+func WithIdempotencyKey(key string) PublishOption {
+	return publishOption(func(c *publishConfig) {
+		if c.once = key; key == "" {
+			c.fail(errors.New("WithIdempotencyKey: the key is empty"))
+		} else if err := checkID(key); err != nil {
+			c.fail(fmt.Errorf("WithIdempotencyKey: of the key: %w", err))
+		}
+	})
+}
+
+// WithDeadExpired makes messages whose time to live is over dead letters. By
+// default they are dropped, and counted by [Consumer.Stats].
+func WithDeadExpired() SubscribeOption {
+	return subscribeOption(func(c *subscribeConfig) { c.deadExpired = true })
+}
+
+// WithDedup handles a message once within a window, which begins with its
+// first one: messages are the same that have the same [WithIdempotencyKey], or
+// without one the same ID.
+//
+// Given to [NewTopic] it works where messages are published: the transport
+// stores one, and publishing others succeeds without effect. It refuses what it
+// cannot deduplicate, with [errors.ErrUnsupported]. This makes it safe to
+// publish again after [ErrPublishUnknown].
+//
+// Given to [Subscribe] it works where messages are handled: what this consumer
+// has handled it does not handle again, but acknowledges and counts. It
+// remembers 65,536 messages; when more are handled within a window, the oldest
+// are forgotten, and that is counted, too. Other members of the group, and
+// this one after a restart, know nothing of it: it makes repetitions rare, and
+// handlers that must not repeat anything need a store of their own.
+func WithDedup(window time.Duration) interface {
+	TopicOption
+	SubscribeOption
+} {
+	return dedupOption(window)
+}
+
+type dedupOption time.Duration
+
+func (o dedupOption) err() error {
+	if o <= 0 {
+		return fmt.Errorf("WithDedup(%v): a window is positive", time.Duration(o))
+	}
+	return nil
+}
+
+func (o dedupOption) applyTopic(c *topicConfig) {
+	c.dedup = time.Duration(o)
+	if err := o.err(); err != nil {
+		c.err = err
+	}
+}
+
+func (o dedupOption) applySubscribe(c *subscribeConfig) {
+	c.dedup = time.Duration(o)
+	c.fail(o.err())
+}
+
+// schedule notes when the message is due.
+func (c *publishConfig) schedule(option string, due func(now time.Time) time.Time) {
+	if c.dueName != "" && c.dueName != option {
+		c.fail(fmt.Errorf("%s contradicts %s: a message is due once", option, c.dueName))
+	}
+	c.dueName, c.due = option, due
+}
+
+// terms fills in what the message asks for besides being stored.
+func (p *Producer[M]) terms(m *transport.Message, cfg *publishConfig, now time.Time) error {
+	window := p.topic.cfg.dedup
+	if cfg == nil {
+		if window > 0 {
+			m.Terms = &transport.Terms{Once: m.ID, Window: window}
+		}
+		return nil
+	}
+	var due time.Time
+	if cfg.due != nil {
+		if !p.bus.delays {
+			return fmt.Errorf("%s: the transport does not delay messages: %w", cfg.dueName, errors.ErrUnsupported)
+		}
+		if due = cfg.due(now); !due.After(now) {
+			due = time.Time{}
+		}
+	}
+	if !due.IsZero() || window > 0 {
+		m.Terms = &transport.Terms{Due: due}
+	}
+	if window > 0 {
+		m.Terms.Once, m.Terms.Window = m.ID, window
+		if cfg.once != "" {
+			m.Terms.Once = cfg.once
+		}
+	}
+	if cfg.once != "" {
+		setHeader(m, headOnce, cfg.once)
+	}
+	if cfg.ttl > 0 {
+		from := now
+		if !due.IsZero() {
+			from = due
+		}
+		setHeader(m, headExpires, strconv.FormatInt(from.Add(cfg.ttl).UnixMilli(), 10))
+	}
+	return nil
+}
+
+func setHeader(m *transport.Message, name, value string) {
+	if m.Header == nil {
+		m.Header = make(map[string]string, 1)
+	}
+	m.Header[name] = value
+}
+
+// expired reports whether a message's time to live is over.
+func expired(m *transport.Message, now time.Time) bool {
+	text, ok := m.Header[headExpires]
+	if !ok {
+		return false
+	}
+	at, err := strconv.ParseInt(text, 10, 64)
+	return err == nil && now.UnixMilli() >= at
+}
+
+// memory is what a consumer remembers of the messages it handled: all of the
+// last window at least, in two halves that take turns.
+type memory struct {
+	window time.Duration
+
+	mu    sync.Mutex      // guards the rest
+	now   map[string]bool // true: handled; false: being handled
+	past  map[string]bool
+	since time.Duration // when now began
+	lost  uint64        // forgotten before their time
+}
+
+const maxRemembered = 1 << 16
+
+func newMemory(window time.Duration) *memory {
+	return &memory{window: window, now: make(map[string]bool), since: clock()}
+}
+
+// nameOf is by what a message is known again.
+func nameOf(m *transport.Message) string {
+	if name, ok := m.Header[headOnce]; ok {
+		return name
+	}
+	return m.ID
+}
+
+// begin reports whether a message was handled, or is being handled; otherwise
+// it is from now on.
+func (d *memory) begin(name string) (handled, busy bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.turn()
+	handled, busy = d.now[name]
+	if !busy {
+		handled, busy = d.past[name]
+	}
+	if !busy {
+		d.now[name] = false
+	}
+	return handled, busy && !handled
+}
+
+// knows reports whether a message was handled.
+func (d *memory) knows(name string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.turn()
+	return d.now[name] || d.past[name]
+}
+
+// end notes what became of a message.
+func (d *memory) end(name string, handled bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.turn()
+	delete(d.past, name)
+	if handled {
+		d.now[name] = true
+	} else {
+		delete(d.now, name)
+	}
+}
+
+// turn forgets the older half when it is time. The caller holds mu.
+func (d *memory) turn() {
+	now := clock()
+	old := now-d.since >= d.window
+	if !old && len(d.now) < maxRemembered/2 {
+		return
+	}
+	if !old {
+		d.lost += uint64(len(d.past))
+	}
+	if d.past == nil || old && now-d.since >= 2*d.window {
+		d.past = make(map[string]bool)
+	}
+	d.now, d.past, d.since = d.past, d.now, now
+	clear(d.now)
+}
