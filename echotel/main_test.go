@@ -65,7 +65,7 @@ type watched struct {
 
 func watch(t testing.TB, opts ...echotel.Option) *watched {
 	w := &watched{t: t, spans: tracetest.NewSpanRecorder(), reader: metric.NewManualReader()}
-	tracers := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(w.spans))
+	tracers := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(w.spans), sdktrace.WithSampler(sdktrace.AlwaysSample()))
 	meters := metric.NewMeterProvider(metric.WithReader(w.reader))
 	w.Telemetry = echotel.New(append([]echotel.Option{echotel.WithTracerProvider(tracers), echotel.WithMeterProvider(meters)}, opts...)...)
 	return w

@@ -75,11 +75,17 @@ type processing struct {
 	n     int
 }
 
-// process begins the processing of one message.
+// process begins the processing of one message. What the message carries is
+// read after the span began where that is early enough: when it is a link, most
+// messages are not recorded, and there is nothing but a span's context.
 func (t *Telemetry) process(ctx context.Context, tp *topic, id string, attempt int, header map[string]string) processing {
 	p := processing{t: t, topic: tp, n: 1, begun: t.processClock(ctx)}
-	here := trace.SpanContextFromContext(ctx)
-	ctx, carried := t.read(ctx, header)
+	var carried, here trace.SpanContext
+	late := !t.parent && t.onlyTrace(header)
+	if !late {
+		here = trace.SpanContextFromContext(ctx)
+		ctx, carried = t.read(ctx, header)
+	}
 	if t.parent && carried.IsValid() {
 		ctx = trace.ContextWithRemoteSpanContext(ctx, carried)
 	}
@@ -87,12 +93,15 @@ func (t *Telemetry) process(ctx context.Context, tp *topic, id string, attempt i
 	if !p.span.IsRecording() {
 		return p
 	}
+	if late {
+		_, carried = t.read(ctx, header)
+	}
 	p.span.SetAttributes(semconv.MessagingMessageID(id), attemptKey.Int(attempt))
 	if carried.IsValid() {
 		p.span.AddLink(delivered(carried, id, attempt))
-		if t.parent && here.IsValid() {
-			p.span.AddLink(trace.Link{SpanContext: here})
-		}
+	}
+	if t.parent && carried.IsValid() && here.IsValid() {
+		p.span.AddLink(trace.Link{SpanContext: here})
 	}
 	return p
 }
