@@ -4,7 +4,6 @@ import (
 	"context"
 	"log"
 	"os"
-	"sync"
 	"testing"
 	"time"
 
@@ -157,21 +156,26 @@ func (w *watched) points(name string) (ps []point) {
 // publish was called, and waits for them.
 func handle[M any](t testing.TB, bus *echo.Bus, topic *echo.Topic[M], n int, h echo.Handler[M], publish func()) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	c, err := echo.Subscribe(ctx, bus, topic, echo.WithGroup("g"), echo.WithBackoff(0, 0))
+	c, err := echo.Subscribe(context.Background(), bus, topic, echo.WithGroup("g"), echo.WithBackoff(0, 0))
 	require.NoError(t, err)
-	var left sync.WaitGroup
-	left.Add(n)
+	handled := make(chan struct{}, n)
 	done := make(chan error, 1)
 	go func() {
-		done <- c.Run(ctx, func(ctx context.Context, m echo.Message[M]) error {
-			defer left.Done()
+		done <- c.Run(context.Background(), func(ctx context.Context, m echo.Message[M]) error {
+			defer func() { handled <- struct{}{} }()
 			return h(ctx, m)
 		})
 	}()
 	publish()
-	left.Wait()
+	patience := time.After(10 * time.Second)
+	for i := range n {
+		select {
+		case <-handled:
+		case <-patience:
+			require.NoError(t, c.Close())
+			require.FailNow(t, "too few messages", "%d of %d were handled", i, n)
+		}
+	}
 	require.NoError(t, c.Close())
 	require.NoError(t, <-done) // after the middleware
 }

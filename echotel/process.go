@@ -75,9 +75,9 @@ type processing struct {
 	n     int
 }
 
-// process begins the processing of one message. What the message carries is
-// read after the span began where that is early enough: when it is a link, most
-// messages are not recorded, and there is nothing but a span's context.
+// process begins the processing of one message. A message that carries no more
+// than a span's context, which becomes a link, is read once the span is
+// recorded: most are not.
 func (t *Telemetry) process(ctx context.Context, tp *topic, id string, attempt int, header map[string]string) processing {
 	p := processing{t: t, topic: tp, n: 1, begun: t.processClock(ctx)}
 	var carried, here trace.SpanContext

@@ -150,8 +150,8 @@ func (t *Telemetry) carried(header map[string]string) bool {
 	return false
 }
 
-// onlyTrace reports whether a header carries no more of a context than W3C
-// Trace Context does, such as no baggage, if it has to do with us at all.
+// onlyTrace reports whether a header carries no more of a context than W3C Trace
+// Context does: no baggage, and nothing of other propagators.
 func (t *Telemetry) onlyTrace(header map[string]string) bool {
 	for _, name := range t.fields {
 		if name != traceparent && name != tracestate {
