@@ -44,8 +44,11 @@ func errorType(err error) attribute.KeyValue {
 	return semconv.ErrorType(err)
 }
 
-// fail says in a span why its operation failed.
+// fail says in a span, if it is recorded, why its operation failed.
 func fail(span trace.Span, err error, kind attribute.KeyValue) {
+	if !span.IsRecording() {
+		return
+	}
 	text, stack := err.Error(), ""
 	if p, ok := errors.AsType[*echo.PanicError](err); ok {
 		stack = string(p.Stack)

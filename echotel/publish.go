@@ -190,9 +190,7 @@ func (s *sending) failed() (outcome, kind attribute.KeyValue) {
 	if errors.Is(err, echo.ErrNotPublished) {
 		outcome = outcomeKey.String(refused)
 	}
-	if s.span.IsRecording() {
-		fail(s.span, err, kind)
-	}
+	fail(s.span, err, kind)
 	return outcome, kind
 }
 
