@@ -30,6 +30,10 @@ var mayImport = map[string][]string{
 	"wsstream":                {"transport", "internal/held", "github.com/coder/websocket"},
 	"codec/msgpack":           {".", "github.com/vmihailenco/msgpack/v5"},
 
+	"echotel": {".", "transport", "go.opentelemetry.io/otel", "go.opentelemetry.io/otel/attribute", "go.opentelemetry.io/otel/codes",
+		"go.opentelemetry.io/otel/metric", "go.opentelemetry.io/otel/propagation", "go.opentelemetry.io/otel/trace",
+		"go.opentelemetry.io/otel/semconv/v1.43.0", "go.opentelemetry.io/otel/semconv/v1.43.0/messagingconv"},
+
 	// Built on echo; they know neither each other nor a driver.
 	"flow":     {".", "transport"},
 	"dispatch": {".", "transport"},
@@ -37,13 +41,13 @@ var mayImport = map[string][]string{
 	"channel":  {".", "transport"},
 
 	// Programs, not libraries.
-	"examples/": {"…", "github.com/redis/go-redis/v9"},
-	"cmd/":      {"…"},
-	"clients/":  {"…"}, // the server that tests of the JavaScript client talk to
-	"internal/": {"…", "github.com/redis/go-redis/v9"},
-
 	// A suite that several packages' tests run.
 	"internal/policytest": {".", "transport", "github.com/stretchr/testify/assert", "github.com/stretchr/testify/require"},
+	"examples/telemetry":  {".", "echotel", "go.opentelemetry.io/otel/sdk/trace", "go.opentelemetry.io/otel/trace"},
+	"examples/":           {"…", "github.com/redis/go-redis/v9"},
+	"cmd/":                {"…"},
+	"clients/":            {"…"}, // the server that tests of the JavaScript client talk to
+	"internal/":           {"…", "github.com/redis/go-redis/v9"},
 }
 
 // notInLibraries lists packages that change or expose the whole process.
@@ -60,7 +64,17 @@ var mayRequire = []string{
 	"go.uber.org/atomic",           // go-redis'
 	"golang.org/x/sys",             // go-redis'
 
+	"go.opentelemetry.io/otel",        // in echotel, as mayImport sees to
+	"go.opentelemetry.io/otel/trace",  // the same
+	"go.opentelemetry.io/otel/metric", // the same
+	"go.opentelemetry.io/auto/sdk",    // OpenTelemetry's
+	"github.com/go-logr/logr",         // OpenTelemetry's
+	"github.com/go-logr/stdr",         // OpenTelemetry's
+
 	// In tests only, as mayImport sees to.
+	"go.opentelemetry.io/otel/sdk", // and in an example
+	"go.opentelemetry.io/otel/sdk/metric",
+	"github.com/google/uuid", // the SDK's
 	"github.com/stretchr/testify",
 	"go.uber.org/goleak",
 	"go.yaml.in/yaml/v3", // testify's

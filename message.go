@@ -26,6 +26,15 @@ type Message[M any] struct {
 	d delivery
 }
 
+// Group returns the group that the message was delivered to, "" for a broadcast
+// and for a message that never arrived.
+func (m Message[M]) Group() string {
+	if m.d.f == nil {
+		return ""
+	}
+	return m.d.f.c.cfg.Group
+}
+
 // Ack settles the message as done.
 //
 // Settling a message twice is a no-op: the first of Ack, Nack and Reject counts. When

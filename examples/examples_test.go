@@ -65,8 +65,16 @@ var prints = map[string][]string{
 	"manytomany":         {"the greeters shared 100 worlds and 100 marcos", "the audit saw 100 worlds and 100 marcos"},
 	"workqueue":          {"a worker crashed with 10 jobs in its hands", "200 of 200 jobs done, 11 of them at a second attempt"},
 	"cache-invalidation": {"stale reads before any write: 0", "stale reads after the writes, once the invalidations arrived: 0"},
+	"telemetry":          {telemetryTree},
 	"batch":              {"996 rows stored, 4 tried twice, 4 set aside"},
 }
+
+const telemetryTree = `checkout
+  send orders, stored
+    process orders, attempt 1, error: card declined
+    process orders, attempt 2
+      send invoices, stored
+        process invoices, attempt 1`
 
 func TestExamples(t *testing.T) {
 	for name, want := range prints {
