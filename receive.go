@@ -97,8 +97,7 @@ func valueOf[M any](c *consumer, decs *decoders, raw *transport.Message) (v *M, 
 	if err != nil {
 		return nil, 0, c.undecodable(raw, err)
 	}
-	v = new(M)
-	if err := decode(codec, raw.Data, v); err != nil {
+	if v, err = decodeAs[M](decs, codec, version, raw.Data); err != nil {
 		return nil, 0, c.undecodable(raw, err)
 	}
 	return v, version, nil
@@ -324,7 +323,7 @@ func (l *loop[M]) hand(items []item, yield func(Batch[M], error) bool) bool {
 		}
 		batch = nil
 		goOn := yield(Batch[M]{m}, err)
-		m.d.reject(l.c.bus.settling, ReasonUndecodable, err)
+		m.d.reject(l.c.bus.settling, reasonOf(err), err)
 		if !goOn {
 			return false
 		}
