@@ -178,6 +178,16 @@ func (t *Transport) topic(name string) (*topic, error) {
 	return tp, nil
 }
 
+// forget removes a topic that nobody needs any more. The caller holds the
+// topic's lock, and so nobody who holds t.mu may ask for that.
+func (t *Transport) forget(tp *topic) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.topics[tp.name] == tp {
+		delete(t.topics, tp.name)
+	}
+}
+
 // Stats is what a topic holds and what happened in it since it was made.
 type Stats struct {
 	Messages int    // in the log now
