@@ -161,9 +161,7 @@ func (r *relay) round(ctx context.Context) (more bool, err error) {
 			return false, err
 		}
 	}
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
-	defer cancel()
-	return true, r.remove(last)
+	return true, r.remove(ctx)
 }
 
 // read returns the next rows but those of topics that pause.

@@ -111,6 +111,29 @@ func TestAFailedInsertIsNotPublished(t *testing.T) {
 	})
 }
 
+// What n says is what a commit publishes.
+func TestABatchThatFailsInTheMiddle(t *testing.T) {
+	onEach(t, func(t *testing.T, db *database) {
+		ob := db.outbox(t)
+		forbid, want := "CREATE TRIGGER no BEFORE INSERT ON echo_outbox WHEN NEW.message = 'm-700' BEGIN SELECT RAISE(ABORT, 'no'); END", 512
+		if db.kind == "PostgreSQL" {
+			forbid, want = "ALTER TABLE echo_outbox ADD CHECK (message <> 'm-700')", 0
+		}
+		_, err := db.Exec(forbid)
+		require.NoError(t, err)
+		tx, err := db.Begin()
+		require.NoError(t, err)
+		defer tx.Rollback()
+		n, err := ob.Send(outbox.With(t.Context(), tx), "t", messages("m", 1000))
+		require.ErrorIs(t, err, transport.ErrNotPublished)
+		require.Equal(t, want, n)
+		require.Equal(t, db.kind == "PostgreSQL", tx.Commit() != nil)
+		s, err := ob.Stats(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, int64(want), s.Waiting)
+	})
+}
+
 func TestABatchKeepsItsOrder(t *testing.T) {
 	onEach(t, func(t *testing.T, db *database) {
 		ob := db.outbox(t)
@@ -125,7 +148,7 @@ func TestABatchKeepsItsOrder(t *testing.T) {
 	})
 }
 
-func TestLargeMessagesAreReadAFewAtATime(t *testing.T) {
+func TestLargeMessagesArriveInOrder(t *testing.T) {
 	onEach(t, func(t *testing.T, db *database) {
 		ob := db.outbox(t)
 		want := messages("m", 30)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -261,13 +262,15 @@ func TestALongSendKeepsTheLease(t *testing.T) {
 			<-goOn
 			return mem.Send(ctx, topic, msgs)
 		}})
+		release := sync.OnceFunc(func() { close(goOn) })
+		t.Cleanup(release)
 		<-begun
 		relaying(t, two, mem)
 		<-time.After(1500 * time.Millisecond) // what is claimed is that nothing happens meanwhile
 		s, err := two.Stats(t.Context())
 		require.NoError(t, err)
 		require.False(t, s.Active)
-		close(goOn)
+		release()
 		eventually(t, one, "all is deleted", drained)
 		stop()
 		require.Zero(t, eventually(t, two, "the other takes over", func(s outbox.Stats) bool { return s.Active }).Sent)
