@@ -118,6 +118,9 @@ func (r *relay) lead(ctx context.Context) {
 			r.rest(held)
 		}
 	}
+	if ctx.Err() == nil {
+		r.o.cfg.logger.WarnContext(ctx, "outbox: the lease was lost, another relay may be active", "table", r.o.cfg.table, "holder", r.lease.holder)
+	}
 	cancel()
 	keeper.Wait()
 	last, end := context.WithTimeout(context.WithoutCancel(ctx), grace)

@@ -2,7 +2,9 @@ package dbtest
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -122,6 +124,26 @@ func TestABatchThatIsTooLargeIsNoMessageThatIs(t *testing.T) {
 	relaying(t, ob, one)
 	require.Equal(t, ids(want), ids(receive(t, s, 5)))
 	require.Zero(t, eventually(t, ob, "all is deleted", drained).Parked)
+}
+
+func TestWhatATargetCannotDoIsParked(t *testing.T) {
+	db := sqlite(t)
+	ob := db.outbox(t)
+	mem := memstream.New()
+	defer mem.Close()
+	db.publish(t, ob, "t", messages("m", 3)...)
+	s := subscribe(t, mem, "t")
+	relaying(t, ob, sender{mem, func(ctx context.Context, topic string, msgs []transport.Message) (int, error) {
+		for i, m := range msgs {
+			if m.ID == "m-1" {
+				n, err := mem.Send(ctx, topic, msgs[:i])
+				return n, errors.Join(transport.ErrNotPublished, errors.ErrUnsupported, err)
+			}
+		}
+		return mem.Send(ctx, topic, msgs)
+	}})
+	require.Equal(t, []string{"m-0", "m-2"}, ids(receive(t, s, 2)))
+	require.Equal(t, int64(1), eventually(t, ob, "nothing waits", drained).Parked)
 }
 
 func TestWhatCountsAsPermanentCanBeSaid(t *testing.T) {
@@ -309,4 +331,37 @@ func TestARelayNeedsNoMoreThanOneConnection(t *testing.T) {
 			receive(t, s, 10)
 		}
 	})
+}
+
+func TestADatabaseOfSerializableTransactionsWillDo(t *testing.T) {
+	db := postgres(t)
+	ob := db.outbox(t)
+	_, err := db.Exec("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = serializable', current_database()); END $$")
+	require.NoError(t, err)
+	db = open(t, db.kind, db.dsn)
+	ob = db.outbox(t)
+	mem := memstream.New()
+	defer mem.Close()
+	s := subscribe(t, mem, "t")
+	relaying(t, ob, mem)
+	relaying(t, db.outbox(t), mem)
+	var wg sync.WaitGroup
+	for p := range 4 {
+		wg.Go(func() {
+			for i := range 50 {
+				m := messages(fmt.Sprintf("m-%d-%d", p, i), 1)
+				for db.within(t.Context(), func(ctx context.Context, _ *sql.Tx) error {
+					_, err := ob.Send(ctx, "t", m)
+					return err
+				}) != nil && t.Context().Err() == nil {
+				}
+			}
+		})
+	}
+	wg.Wait()
+	eventually(t, ob, "all is relayed", drained)
+	seen := make(map[string]bool)
+	for len(seen) < 200 {
+		seen[receive(t, s, 1)[0].ID] = true
+	}
 }
