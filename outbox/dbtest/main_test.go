@@ -23,8 +23,8 @@ func TestMain(m *testing.M) {
 		os.Exit(relayProcess())
 	}
 	code := m.Run()
-	if s, err := shared(); err == nil {
-		s.close()
+	if running != nil {
+		running.close()
 	}
 	if err := goleak.Find(); err != nil && code == 0 {
 		fmt.Fprintln(os.Stderr, err)

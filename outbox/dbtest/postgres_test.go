@@ -28,7 +28,12 @@ type server struct {
 }
 
 // shared is the server of the tests that leave it running.
-var shared = sync.OnceValues(newServer)
+var shared = sync.OnceValues(func() (_ *server, err error) {
+	running, err = newServer()
+	return running, err
+})
+
+var running *server // what shared started
 
 const patience = 30 * time.Second
 

@@ -335,11 +335,10 @@ func TestARelayNeedsNoMoreThanOneConnection(t *testing.T) {
 
 func TestADatabaseOfSerializableTransactionsWillDo(t *testing.T) {
 	db := postgres(t)
-	ob := db.outbox(t)
 	_, err := db.Exec("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = serializable', current_database()); END $$")
 	require.NoError(t, err)
-	db = open(t, db.kind, db.dsn)
-	ob = db.outbox(t)
+	db = open(t, db.kind, db.dsn) // new connections, which know it
+	ob := db.outbox(t)
 	mem := memstream.New()
 	defer mem.Close()
 	s := subscribe(t, mem, "t")
