@@ -89,8 +89,9 @@ func call[Req, Res any](ctx context.Context, b *Bus, s *Service[Req, Res], req R
 	}
 	select {
 	case m := <-reply:
-		if res, err = c.read(m); err != nil && ctx.Err() != nil {
-			err = context.Cause(ctx) // which is why the responder failed, most likely
+		res, err = c.read(m)
+		if d, ok := ctx.Deadline(); ok && err != nil && !time.Now().Before(d) {
+			return res, context.DeadlineExceeded // which is why the responder failed, most likely
 		}
 		return res, err
 	case <-in.ended:

@@ -138,6 +138,7 @@ var calls = []promise{
 		defer cancel()
 		_, err = echo.Call(short, b.bus, squares, question{2})
 		assert.ErrorIs(b, err, context.DeadlineExceeded)
+		time.Sleep(5 * time.Millisecond) // deadlines travel in milliseconds
 		handled := make(chan int, 10)
 		responding(b, func(_ context.Context, m echo.Message[question]) (reply, error) {
 			handled <- m.Value.N
