@@ -34,6 +34,15 @@ func (c *Consumer[M]) Close() error {
 	return c.core.close()
 }
 
+// Pause stops the consumer from taking messages until Resume. What it had
+// fetched and not begun goes back to its group; handlers under way go on, and
+// what waits to be tried again goes back when it is due. Other members of the
+// group are not concerned.
+func (c *Consumer[M]) Pause() { c.core.pause() }
+
+// Resume ends a Pause.
+func (c *Consumer[M]) Resume() { c.core.resume() }
+
 // Run handles messages until ctx ends or the consumer or its bus is closed,
 // which is no error, or the subscription fails for good. It waits for the
 // handlers under way and leaves the consumer closed.

@@ -46,6 +46,7 @@ var (
 	_ transport.Opener       = (*Transport)(nil)
 	_ transport.Checker      = (*Transport)(nil)
 	_ transport.Inspector    = (*Transport)(nil)
+	_ transport.Pinger       = (*Transport)(nil)
 	_ transport.Delayer      = (*Transport)(nil)
 	_ transport.Deduplicator = (*Transport)(nil)
 )
@@ -62,6 +63,20 @@ func New(opts ...Option) *Transport {
 		t.err = fmt.Errorf("memstream: %w", err)
 	}
 	return t
+}
+
+// Ping implements [transport.Pinger]: a transport that is not closed is alive.
+func (t *Transport) Ping(ctx context.Context) error {
+	t.mu.RLock()
+	closed := t.closed
+	t.mu.RUnlock()
+	switch {
+	case t.err != nil:
+		return t.err
+	case closed:
+		return transport.ErrClosed
+	}
+	return ctx.Err()
 }
 
 // Err returns what is wrong with the options given to New, or nil.

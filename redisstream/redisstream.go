@@ -101,6 +101,7 @@ var (
 	_ transport.Transport    = (*Transport)(nil)
 	_ transport.Checker      = (*Transport)(nil)
 	_ transport.Inspector    = (*Transport)(nil)
+	_ transport.Pinger       = (*Transport)(nil)
 	_ transport.Delayer      = (*Transport)(nil)
 	_ transport.Deduplicator = (*Transport)(nil)
 )

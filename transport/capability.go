@@ -81,6 +81,12 @@ type Inspector interface {
 	Inspect(ctx context.Context, topic string) (Info, error)
 }
 
+// Pinger is a [Transport] that can ask whatever it talks to for a sign of life.
+type Pinger interface {
+	// Ping returns nil when the answer came, within ctx. Safe for concurrent use.
+	Ping(ctx context.Context) error
+}
+
 // Unknown is a figure of [Info] that the driver cannot tell.
 const Unknown = -1
 

@@ -102,3 +102,46 @@ func (t *Transport) ask(ctx context.Context, f frame) ([]byte, error) {
 	t.forget(c)
 	return nil, err
 }
+
+// Ping implements [transport.Pinger]: it asks the server, not the transport
+// behind it. Without a link it waits for one.
+func (t *Transport) Ping(ctx context.Context) error {
+	for {
+		if err := t.await(ctx, func() bool { return true }); err != nil {
+			return err
+		}
+		l, answer := t.link, make(chan struct{})
+		t.pinged++
+		n := t.pinged
+		t.pings[n] = answer
+		l.out.send(frame{Type: framePing, N: n})
+		t.mu.Unlock()
+		var err error
+		broken := false
+		select {
+		case <-answer:
+		case <-l.done:
+			broken = true
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		case <-t.ctx.Done():
+			err = transport.ErrClosed
+		}
+		t.mu.Lock()
+		delete(t.pings, n)
+		t.mu.Unlock()
+		if !broken {
+			return err
+		}
+	}
+}
+
+// ponged tells who pinged that the server answered.
+func (t *Transport) ponged(n uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if answer := t.pings[n]; answer != nil {
+		delete(t.pings, n)
+		close(answer)
+	}
+}
