@@ -47,6 +47,7 @@ var (
 	_ transport.Checker      = (*Transport)(nil)
 	_ transport.Inspector    = (*Transport)(nil)
 	_ transport.Pinger       = (*Transport)(nil)
+	_ transport.Lister       = (*Transport)(nil)
 	_ transport.Delayer      = (*Transport)(nil)
 	_ transport.Deduplicator = (*Transport)(nil)
 )

@@ -260,6 +260,11 @@ func (t *Transport) attempt(ctx context.Context, key, topic string, msgs []trans
 		t.answered()
 		t.look(ctx)
 	}
+	if err := t.note(ctx, topic); faultOf(err) == rejected {
+		return 0, rejected, err
+	} else if err != nil {
+		return 0, refused, err
+	}
 	if err := t.loadAccept(ctx, key, msgs); err != nil {
 		return 0, refused, err
 	}
