@@ -19,18 +19,18 @@ import (
 // what was handled, extends the leases of what waits or runs, and learns which
 // are lost.
 type consumer struct {
-	bus       *Bus
-	topic     string
-	deadTopic string
-	letters   bool // the topic is one of dead letters
-	cfg       *subscribeConfig
-	sub       transport.Subscription
-	acker     transport.Acker
-	nacker    transport.Nacker
-	extender  transport.Extender // nil: messages have no lease
-	mover     transport.Mover    // nil: there are no dead letters
-	memory    *memory            // of WithDedup, nil without it
-	lease     time.Duration      // 0: messages have no lease
+	bus      *Bus
+	topic    string
+	family   *family // of topics, if topic is a pattern
+	letters  bool    // the topic is one of dead letters
+	cfg      *subscribeConfig
+	sub      transport.Subscription
+	acker    transport.Acker
+	nacker   transport.Nacker
+	extender transport.Extender // nil: messages have no lease
+	mover    transport.Mover    // nil: there are no dead letters
+	memory   *memory            // of WithDedup, nil without it
+	lease    time.Duration      // 0: messages have no lease
 
 	using     atomic.Bool                   // Run, Messages or Batches is under way
 	stopping  atomic.Bool                   // nothing more is received
@@ -85,7 +85,14 @@ func newConsumer(ctx context.Context, b *Bus, topic string, cfg *subscribeConfig
 	if err := b.add(c); err != nil {
 		return nil, err
 	}
-	sub, err := b.transport.Subscribe(ctx, topic, cfg.Options)
+	var sub transport.Subscription
+	var err error
+	if transport.IsPattern(topic) {
+		c.family, err = subscribeFamily(ctx, b, topic, cfg.Options)
+		sub = c.family
+	} else {
+		sub, err = b.transport.Subscribe(ctx, topic, cfg.Options)
+	}
 	if err != nil {
 		b.remove(c)
 		return nil, err
@@ -117,7 +124,6 @@ func newConsumer(ctx context.Context, b *Bus, topic string, cfg *subscribeConfig
 
 // findMover finds where the dead letters of a group go.
 func (c *consumer) findMover() error {
-	c.deadTopic = transport.DeadTopic(c.topic)
 	_, c.letters = transport.CutDead(c.topic)
 	switch {
 	case c.letters && c.cfg.Group == redriveGroup:
@@ -131,7 +137,7 @@ func (c *consumer) findMover() error {
 	if !ok && c.cfg.retry.Attempts > 0 {
 		return fmt.Errorf("WithRetry: the transport has no dead letters, so Attempts is %w", errors.ErrUnsupported)
 	}
-	if err := transport.CheckName("topic", c.deadTopic); err != nil && ok {
+	if err := c.checkDead(); err != nil && ok {
 		if c.cfg.retry.Attempts > 0 {
 			return fmt.Errorf("WithRetry: of the dead letters: %w", err)
 		}
@@ -139,6 +145,22 @@ func (c *consumer) findMover() error {
 	}
 	c.mover = mover
 	return nil
+}
+
+// checkDead returns why the dead letters of the topic cannot have a topic.
+func (c *consumer) checkDead() error {
+	if c.family != nil {
+		return nil // each of its topics may or may not
+	}
+	return transport.CheckName("topic", transport.DeadTopic(c.topic))
+}
+
+// topicOf returns the topic of a message, before it is settled.
+func (c *consumer) topicOf(m *transport.Message) string {
+	if c.family == nil {
+		return c.topic
+	}
+	return c.family.topicOf(m)
 }
 
 // begin starts a use of the consumer, which has one at a time.

@@ -167,7 +167,7 @@ func (c *consumer) bury(ctx context.Context, m *transport.Message, reason string
 	}
 	ctx, cancel := context.WithTimeout(ctx, buryMost)
 	defer cancel()
-	move := c.mover.Move(ctx, c.deadTopic, deadLetter(m, c.cfg.Group, reason, err), m.Receipt())
+	move := c.mover.Move(ctx, transport.DeadTopic(c.topicOf(m)), deadLetter(m, c.cfg.Group, reason, err), m.Receipt())
 	if move == nil {
 		c.count.dead.Add(1)
 		c.bus.cfg.logger.Error("echo: message is a dead letter", "topic", c.topic, "group", c.cfg.Group,

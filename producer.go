@@ -43,6 +43,9 @@ func NewProducer[M any](b *Bus, topic *Topic[M]) *Producer[M] {
 	if p.err == nil && topic.cfg.dedup > 0 && !b.dedups {
 		p.err = fmt.Errorf("topic %s: WithDedup: the transport does not deduplicate messages: %w", topic.name, errors.ErrUnsupported)
 	}
+	if p.err == nil && transport.IsPattern(topic.name) {
+		p.err = fmt.Errorf("topic %s is a pattern, which nothing can be published to", topic.name)
+	}
 	if p.err == nil && topic.read != nil {
 		p.err = fmt.Errorf("topic %s is of dead letters, to which only failures lead", topic.name)
 	}

@@ -76,7 +76,7 @@ func (c *Consumer[M]) handling(h Handler[M]) handling {
 			return c.core.undecoded(ctx, err)
 		}
 		raw := &f.msgs[i]
-		return h(ctx, Message[M]{*v, raw.ID, c.core.topic, raw.Key, raw.Time, ownHeader(raw.Header), version, raw.Attempt, f.delivery(i)})
+		return h(ctx, Message[M]{*v, raw.ID, c.core.topicOf(raw), raw.Key, raw.Time, ownHeader(raw.Header), version, raw.Attempt, f.delivery(i)})
 	}
 	return handling{handle, values.begin, values.end}
 }
@@ -123,7 +123,7 @@ func decode(codec Codec, data []byte, v any) (err error) {
 }
 
 func (c *consumer) undecodable(raw *transport.Message, err error) error {
-	return &DecodeError{Topic: c.topic, ID: raw.ID, Type: raw.Type, Data: raw.Data, Err: err}
+	return &DecodeError{Topic: c.topicOf(raw), ID: raw.ID, Type: raw.Type, Data: raw.Data, Err: err}
 }
 
 // message returns message i of a fetch with its value.
@@ -132,7 +132,7 @@ func (c *Consumer[M]) message(f *fetch, i int, v *M, version int) Message[M] {
 	return Message[M]{
 		Value:   *v,
 		ID:      raw.ID,
-		Topic:   c.core.topic,
+		Topic:   c.core.topicOf(raw),
 		Key:     raw.Key,
 		Time:    raw.Time,
 		Headers: ownHeader(raw.Header),

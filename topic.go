@@ -23,12 +23,20 @@ type Topic[M any] struct {
 
 // NewTopic returns the topic called name that carries values of type M.
 //
-// Names match ^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$. A wrong name or option does
+// Names match ^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$. With * in place of a word
+// between dots, or # in place of the last ones, the name is a pattern, as in
+// orders.* and orders.#: whoever subscribes gets the messages of all topics that
+// match, also of those that come to be later, each in its own order, if the
+// transport is a [transport.Lister]. Nothing is published to it. A wrong name or option does
 // no harm here, so that a topic can be a package-level variable: the first
 // Publish or Subscribe returns the error.
 func NewTopic[M any](name string, opts ...TopicOption) *Topic[M] {
 	t := &Topic[M]{name: name}
-	t.err = transport.CheckName("topic", name)
+	if transport.IsPattern(name) {
+		t.err = transport.CheckPattern(name)
+	} else {
+		t.err = transport.CheckName("topic", name)
+	}
 	for _, o := range opts {
 		o.applyTopic(&t.cfg)
 	}

@@ -1,0 +1,114 @@
+package policytest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/echobus/echo"
+)
+
+// patterns: subscriptions to many topics.
+var patterns = []promise{
+	{"a pattern gets the messages of all topics that match, also of new ones", func(b *bench) {
+		send := func(topic string, ns ...int) {
+			var js []job
+			for _, n := range ns {
+				js = append(js, job{N: n})
+			}
+			require.NoError(b, echo.NewProducer(b.bus, echo.NewTopic[job](topic)).PublishBatch(b.Context(), js))
+		}
+		send("orders.eu", 1, 2)
+		send("orders.us", 3)
+		send("orders.eu.paid", 4)
+		send("bills.eu", 5)
+		got := make(chan string, 100)
+		collect := func(pattern, group string) {
+			c := subscribe(b, echo.NewTopic[job](pattern), echo.WithGroup(group))
+			running(b, c, func(_ context.Context, m echo.Message[job]) error {
+				got <- fmt.Sprint(m.Topic, m.Value.N)
+				return nil
+			})
+		}
+		next := func(n int) (all []string) {
+			for range n {
+				select {
+				case s := <-got:
+					all = append(all, s)
+				case <-time.After(patience):
+					require.Failf(b, "too few messages", "%v", all)
+				}
+			}
+			slices.Sort(all)
+			return all
+		}
+		collect("orders.*", "one")
+		assert.Equal(b, []string{"orders.eu1", "orders.eu2", "orders.us3"}, next(3))
+		collect("orders.#", "many")
+		assert.Equal(b, []string{"orders.eu.paid4", "orders.eu1", "orders.eu2", "orders.us3"}, next(4))
+		send("orders.jp", 6) // a new topic
+		assert.Equal(b, []string{"orders.jp6", "orders.jp6"}, next(2))
+		send("orders.eu", 7)
+		send("bills.eu", 8)
+		assert.Equal(b, []string{"orders.eu7", "orders.eu7"}, next(2))
+	}},
+	{"of a pattern's topics each keeps its order, with retries and dead letters of its own", func(b *bench) {
+		const n = 50
+		for _, topic := range []string{"p.a", "p.b", "p.c"} {
+			require.NoError(b, echo.NewProducer(b.bus, echo.NewTopic[job](topic, echo.WithKeyFunc(func(j job) string { return j.Key }))).PublishBatch(b.Context(), numbers(0, n)))
+		}
+		seen := map[string][]int{}
+		done := make(chan struct{})
+		total := 0
+		c := subscribe(b, echo.NewTopic[job]("p.*"), echo.WithGroup("g"), brisk(3))
+		running(b, c, func(_ context.Context, m echo.Message[job]) error {
+			if m.Value.N == 7 {
+				return errBad
+			}
+			seen[m.Topic] = append(seen[m.Topic], m.Value.N)
+			if total++; total == 3*(n-1) {
+				close(done)
+			}
+			return nil
+		})
+		select {
+		case <-done:
+		case <-time.After(patience):
+			require.Fail(b, "too few handled", "%d", total)
+		}
+		want := slices.DeleteFunc(counting(n), func(i int) bool { return i == 7 })
+		for _, topic := range []string{"p.a", "p.b", "p.c"} {
+			assert.Equal(b, want, seen[topic], topic)
+			look := subscribe(b, echo.DeadLetters(echo.NewTopic[job](topic)), echo.WithGroup("look"))
+			assert.Equal(b, 7, take(b, look, 1)[0].Value.Value.N)
+			look.Close()
+		}
+	}},
+	{"members of a group share a pattern, and a slow one keeps nothing from the others", func(b *bench) {
+		blocked := make(chan struct{})
+		stuck := subscribe(b, echo.NewTopic[job]("p.*"), echo.WithGroup("g"), echo.WithPrefetch(1, 0))
+		running(b, stuck, func(ctx context.Context, m echo.Message[job]) error { <-blocked; return nil })
+		p := echo.NewProducer(b.bus, echo.NewTopic[job]("p.a"))
+		require.NoError(b, p.PublishBatch(b.Context(), numbers(0, 20)))
+		time.Sleep(1200 * time.Millisecond) // it found the topic
+		r := newRecord()
+		running(b, subscribe(b, echo.NewTopic[job]("p.*"), echo.WithGroup("g")), func(_ context.Context, m echo.Message[job]) error {
+			assert.Equal(b, 1, m.Attempt)
+			r.add(m)
+			return nil
+		})
+		assert.Len(b, r.all(b, 19), 19)
+		close(blocked)
+	}},
+	{"nothing is published to a pattern, and one that makes no sense is refused", func(b *bench) {
+		assert.ErrorContains(b, echo.NewProducer(b.bus, echo.NewTopic[job]("p.*")).Publish(b.Context(), job{}), "is a pattern")
+		_, err := echo.Subscribe(b.Context(), b.bus, echo.NewTopic[job]("p.#.x"))
+		assert.ErrorContains(b, err, "comes last")
+		_, err = echo.Subscribe(b.Context(), b.bus, echo.NewTopic[job]("p.*"), echo.FromID("a"))
+		assert.ErrorContains(b, err, "FromID names a message of one topic")
+	}},
+}
