@@ -243,7 +243,7 @@ func (s *broadcast) Close() error {
 	s.mu.Lock()
 	j := s.job
 	s.mu.Unlock()
-	s.t.forget(s)
+	s.t.forget(s, s.topic)
 	if j != nil {
 		s.reader.wakeUntil(j.done, grace)
 	}

@@ -41,10 +41,11 @@ var fieldNames = struct{ m, key, head, payload string }{"m", "key", "head", "pay
 
 // key keeps a topic and its dead letters in one slot of a cluster.
 func (native) key(prefix, topic string) string {
-	if of, ok := transport.CutDead(topic); ok {
-		return prefix + ":{" + of + "}:dead"
+	dead := ""
+	for of, ok := transport.CutDead(topic); ok; of, ok = transport.CutDead(topic) {
+		topic, dead = of, dead+":dead"
 	}
-	return prefix + ":{" + topic + "}"
+	return prefix + ":{" + topic + "}" + dead
 }
 
 func (native) fields(x *xadds, m *transport.Message) error {

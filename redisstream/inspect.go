@@ -10,7 +10,7 @@ import (
 )
 
 // Inspect implements [transport.Inspector]. Bytes and Lost are not known. The lag
-// of a group is not known while it is more than 1,000 and the server cannot tell
+// of a group is not known while it is more than 100 and the server cannot tell
 // it, as entries were deleted one by one. Ages go by the clock of the server.
 func (t *Transport) Inspect(ctx context.Context, topic string) (transport.Info, error) {
 	if err := ctx.Err(); err != nil {
@@ -70,7 +70,7 @@ func (t *Transport) inspect(ctx context.Context, topic string) (transport.Info, 
 func (t *Transport) inspectGroup(ctx context.Context, key string, g attributes, now time.Time) (transport.GroupInfo, error) {
 	i := transport.GroupInfo{Name: g.text("name"), Lag: g.number("lag"), Pending: g.number("pending")}
 	if i.Lag == transport.Unknown {
-		const most = 1000
+		const most = 100 // of them, whole entries come
 		rest, err := t.command(ctx, 1, "XRANGE", key, "("+g.text("last-delivered-id"), "+", "COUNT", most)
 		if err != nil {
 			return i, err

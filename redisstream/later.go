@@ -21,31 +21,55 @@ func (t *Transport) DeduplicatesMessages() bool { return t.DelaysMessages() }
 // A topic for which nothing is known to be due is looked at so often.
 const dueEvery = 2 * time.Second
 
+// A topic that nobody here subscribes to any more, and in which nothing is due,
+// is looked at no more.
+
+// following is what a transport knows of what is due in a topic.
+type following struct {
+	at    time.Duration // when to look
+	users int           // subscriptions
+	busy  bool          // somebody looks
+}
+
 // follow sees to it that what is due in a topic is moved to its stream, and
 // looks after d at the latest.
-func (t *Transport) follow(topic string, d time.Duration) {
-	if !t.DelaysMessages() {
+func (t *Transport) follow(topic string, d time.Duration) { t.followAs(topic, d, 0) }
+
+// followAs is follow by so many subscriptions more, or less.
+func (t *Transport) followAs(topic string, d time.Duration, users int) {
+	if !t.DelaysMessages() || transport.IsInbox(topic) {
 		return
 	}
 	at := clock() + d
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if next, ok := t.later[topic]; ok && next <= at {
-		return
+	f := t.later[topic]
+	if f == nil {
+		f = &following{at: at}
+		t.later[topic] = f
 	}
-	t.later[topic] = at
+	f.users += users
+	f.at = min(f.at, at)
 	if !t.mover && !t.ended {
 		t.mover = true
 		t.work.Go(t.moveDue)
 	}
+	t.lookDue()
+}
+
+// lookDue makes moveDue look at the clock.
+func (t *Transport) lookDue() {
 	select {
 	case t.sooner <- struct{}{}:
 	default:
 	}
 }
 
-// moveDue moves what is due, of all topics, until the transport is closed.
+// moveDue moves what is due, of all topics, until the transport is closed. A
+// few topics are seen to at a time, so that one whose server hangs is one of few.
 func (t *Transport) moveDue() {
+	const most = 16
+	turns := make(chan struct{}, most)
 	alarm := time.NewTimer(0)
 	defer alarm.Stop()
 	for {
@@ -57,28 +81,40 @@ func (t *Transport) moveDue() {
 		}
 		now, next := clock(), time.Hour
 		t.mu.Lock()
-		var topics []string
-		for topic, at := range t.later {
-			if at <= now {
-				topics = append(topics, topic)
-			} else {
-				next = min(next, at-now)
+		var due []string
+		for topic, f := range t.later {
+			if f.busy {
+				continue
 			}
+			if f.at > now {
+				next = min(next, f.at-now)
+				continue
+			}
+			f.busy, f.at = true, now+dueEvery // unless something is said to be due sooner, from here on
+			due = append(due, topic)
 		}
 		t.mu.Unlock()
-		for _, topic := range topics {
-			next = min(next, t.moveDueOf(topic))
+		for _, topic := range due {
+			select {
+			case turns <- struct{}{}:
+			case <-t.ctx.Done():
+				return
+			}
+			t.spawn(func() {
+				t.moveDueOf(topic)
+				<-turns
+			})
 		}
 		alarm.Reset(next)
 	}
 }
 
-// moveDueOf moves what is due in a topic, and returns when to look again.
-func (t *Transport) moveDueOf(topic string) time.Duration {
-	t.mu.Lock()
-	t.later[topic] = clock() + dueEvery // unless something is said to be due sooner, from here on
-	t.mu.Unlock()
+// moveDueOf moves what is due in a topic, and notes when to look again.
+func (t *Transport) moveDueOf(topic string) {
 	next, err := t.moveSome(topic)
+	for next == 0 && err == nil {
+		next, err = t.moveSome(topic)
+	}
 	if err != nil {
 		if t.ctx.Err() == nil {
 			t.failed(err)
@@ -88,11 +124,20 @@ func (t *Transport) moveDueOf(topic string) time.Duration {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	at := min(t.later[topic], clock()+next)
-	t.later[topic] = at
-	return max(0, at-clock())
+	f := t.later[topic]
+	f.busy = false
+	if next < 0 {
+		if next = dueEvery; f.users == 0 {
+			delete(t.later, topic)
+			return
+		}
+	}
+	f.at = min(f.at, clock()+min(next, dueEvery))
+	t.lookDue()
 }
 
+// moveSome moves some of what is due, and returns when the next one is: 0 if
+// there is more at once, less if there is nothing.
 func (t *Transport) moveSome(topic string) (next time.Duration, err error) {
 	const most = 500 // keep the server's other clients from waiting
 	ctx, cancel := context.WithTimeout(t.ctx, settleMost)
@@ -116,25 +161,30 @@ func (t *Transport) moveSome(topic string) (next time.Duration, err error) {
 	switch {
 	case err != nil:
 		return 0, err
-	case n == most:
+	case n > 0 && wait == 0:
 		return 0, nil
 	case wait < 0:
-		return dueEvery, nil
+		return -1, nil
 	}
-	return min(time.Duration(wait)*time.Millisecond, dueEvery), nil
+	return max(time.Duration(min(wait, dueEvery.Milliseconds()))*time.Millisecond, time.Millisecond), nil
 }
 
-// accepting begins the command for a message with terms, which its fields follow.
-func (x *xadds) accepting(t *Transport, key, topic string, m *transport.Message) {
+// accepting begins the command for a message with terms, which its fields
+// follow. first tells that it is the first one of a pipeline.
+func (x *xadds) accepting(t *Transport, key, topic string, m *transport.Message, first bool) {
 	terms := m.Terms
 	var delay int64
 	if !terms.Due.IsZero() {
 		if d := time.Until(terms.Due); d > 0 {
 			delay = milliseconds(d)
-			t.follow(topic, d)
+			t.follow(topic, min(d, dueEvery))
 		}
 	}
-	x.args = append(x.args, "EVALSHA", acceptScript.hash, 3, key, t.sideKey(topic, "later"), t.sideKey(topic, "once"),
+	how, script := "EVALSHA", acceptScript.hash
+	if first { // so that the server that has the key knows the script
+		how, script = "EVAL", acceptScript.source
+	}
+	x.args = append(x.args, how, script, 3, key, t.sideKey(topic, "later"), t.sideKey(topic, "once"),
 		delay, terms.Once, milliseconds(terms.Window), t.cfg.remembered)
 }
 

@@ -73,7 +73,13 @@ func (t *Transport) subscribeGroup(ctx context.Context, topic string, o transpor
 func suffix(lease time.Duration) string { return "." + strconv.FormatInt(milliseconds(lease), 10) }
 
 // milliseconds rounds up.
-func milliseconds(d time.Duration) int64 { return int64((d + time.Millisecond - 1) / time.Millisecond) }
+func milliseconds(d time.Duration) int64 {
+	n := int64(d / time.Millisecond)
+	if d%time.Millisecond > 0 {
+		n++
+	}
+	return n
+}
 
 // create makes the group if it does not exist.
 func (s *member) create(ctx context.Context, start transport.Start) error {
@@ -674,7 +680,7 @@ func (s *member) depart() {
 		s.t.cfg.logger.Warn("redisstream: giving back on closing failed, messages come again when their leases end", "topic", s.topic, "group", s.name.group, "error", err)
 	}
 	s.reader.close()
-	s.t.forget(s)
+	s.t.forget(s, s.topic)
 	s.group.poke()
 	s.t.leave(s.name, s.group)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/echobus/echo/transport"
 )
@@ -32,7 +33,7 @@ func (s *member) Move(ctx context.Context, topic string, m transport.Message, r 
 		s.t.count.stale.Add(1)
 		return leaseError(set.lost)
 	}
-	held, err := s.move(ctx, s.t.key(topic), r.Position, x.args)
+	held, err := s.move(ctx, s.t.key(topic), r.Position, x.args, set.tried)
 	if err != nil {
 		s.restore(set)
 		s.t.failed(err)
@@ -46,8 +47,13 @@ func (s *member) Move(ctx context.Context, topic string, m transport.Message, r 
 	return nil
 }
 
-// move runs the script, and reports whether s held the entry.
-func (s *member) move(ctx context.Context, to string, from transport.Position, fields []any) (held bool, err error) {
+// errMaybeMoved says that an earlier attempt may have moved a message: its
+// answer was lost, and now it is not held.
+var errMaybeMoved = errors.New("an earlier attempt may have moved it")
+
+// move runs the script, and reports whether s held the entry. tried tells that
+// this may have been done before.
+func (s *member) move(ctx context.Context, to string, from transport.Position, fields []any, tried bool) (held bool, err error) {
 	s.state.Lock()
 	names := s.names
 	s.state.Unlock()
@@ -57,22 +63,27 @@ func (s *member) move(ctx context.Context, to string, from transport.Position, f
 	}
 	args = append(args, fields...)
 	var reply sink
-	unsure := false // an earlier attempt may have done it
+	var unsure atomic.Bool // an earlier attempt may have done it
+	unsure.Store(tried)
 	_, err = s.t.retrying(ctx, s.longest(), func(ctx context.Context) error {
 		reply.b = reply.b[:0]
 		err := s.t.run(ctx, moveScript, []string{s.key, to}, &reply, args...)
-		unsure = unsure || faultOf(err) == ambiguous
+		if faultOf(err) == ambiguous {
+			unsure.Store(true)
+		}
 		return err
 	})
 	switch {
-	case err == nil:
-		nothing := len(reply.b) >= 3 && (string(reply.b[:3]) == "$-1" || string(reply.b[:2]) == "_\r")
-		return !nothing || unsure, nil
-	case faultOf(err) == lostGroup:
-		return unsure, nil
+	case err == nil && len(reply.b) > 0 && string(reply.b) != "$-1\r\n" && string(reply.b) != "_\r\n":
+		return true, nil
+	case err == nil || faultOf(err) == lostGroup:
+		if unsure.Load() {
+			return false, describe("moving from", s.key, errMaybeMoved)
+		}
+		return false, nil
 	case is(err, "CROSSSLOT"):
 		return false, notPublished(fmt.Errorf("moving from %s to %s of a cluster: %w", s.key, to, errors.ErrUnsupported))
-	case unsure || ctx.Err() != nil:
+	case unsure.Load() || ctx.Err() != nil:
 		return false, describe("moving from", s.key, err)
 	}
 	return false, notPublished(describe("moving from", s.key, err))

@@ -76,7 +76,6 @@ type Transport struct {
 	ready      atomic.Bool // the server answered, and no failure since
 	looked     atomic.Bool // the server's configuration was looked at
 	idempotent atomic.Bool // the server adds an entry once, however often it is sent
-	accepts    atomic.Bool // the server knows acceptScript
 	serial     atomic.Uint64
 	noted      sync.Map // when a topic was noted in the set of topics, by name
 
@@ -90,9 +89,9 @@ type Transport struct {
 	ended  bool       // and nothing new may begin
 	subs   map[closer]struct{}
 	groups map[groupName]*group
-	keeper bool                     // retention is seen to
-	mover  bool                     // what is due is moved
-	later  map[string]time.Duration // when to look what is due, by topic
+	keeper bool                  // retention is seen to
+	mover  bool                  // what is due is moved
+	later  map[string]*following // by topic
 	topics map[string]bool
 }
 
@@ -123,7 +122,7 @@ func New(client redis.UniversalClient, opts ...Option) *Transport {
 		subs:   map[closer]struct{}{},
 		groups: map[groupName]*group{},
 		topics: map[string]bool{},
-		later:  map[string]time.Duration{},
+		later:  map[string]*following{},
 		sooner: make(chan struct{}, 1),
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
@@ -367,21 +366,29 @@ func (t *Transport) Subscribe(ctx context.Context, topic string, opts transport.
 	}
 	t.subs[s] = struct{}{}
 	t.mu.Unlock()
-	t.retain(topic)
-	t.follow(topic, 0)
+	if !transport.IsInbox(topic) {
+		t.retain(topic)
+	}
+	t.followAs(topic, 0, 1)
 	return s, nil
 }
 
-// forget is called by a subscription that closes.
-func (t *Transport) forget(s closer) {
+// forget is called by a subscription to a topic that closes.
+func (t *Transport) forget(s closer, topic string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.subs, s)
+	if f := t.later[topic]; f != nil && f.users > 0 {
+		f.users--
+	}
 }
 
 func (t *Transport) key(topic string) string { return t.cfg.format.key(t.cfg.prefix, topic) }
 
 // sideKey is a key beside a topic's stream, in the same slot of a cluster.
 func (t *Transport) sideKey(topic, what string) string {
-	return native{}.key(t.cfg.prefix, topic) + ":" + what
+	if t.cfg.format != format(native{}) { // whose streams have no tag
+		return t.cfg.prefix + ":{" + topic + "}:" + what
+	}
+	return t.key(topic) + ":" + what
 }

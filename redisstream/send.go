@@ -66,7 +66,9 @@ func (t *Transport) send(ctx context.Context, topic string, msgs []transport.Mes
 	if ctx.Err() != nil {
 		return 0, notPublished(context.Cause(ctx))
 	}
-	t.retain(topic)
+	if !transport.IsInbox(topic) {
+		t.retain(topic)
+	}
 	key := t.key(topic)
 	for n < len(msgs) {
 		end := n
@@ -218,31 +220,16 @@ func (x *xadds) seal(ctx context.Context) {
 
 // What a topic for replies keeps, and for how long after the last one.
 const (
-	inboxMost = 10_000
+	inboxMost = 1000
 	inboxAge  = 2 * time.Minute
 )
 
 // firstKey is where a command that sends has its first key.
 func firstKey(command any) int8 {
-	if command == "EVALSHA" {
+	if command == "EVAL" || command == "EVALSHA" {
 		return 3
 	}
 	return 1
-}
-
-// loadAccept sees to it that the server knows the script for messages with terms.
-func (t *Transport) loadAccept(ctx context.Context, key string, msgs []transport.Message) error {
-	if t.accepts.Load() || !slices.ContainsFunc(msgs, func(m transport.Message) bool { return m.Terms != nil }) {
-		return nil
-	}
-	n, err := node(ctx, t.clients.command(), key)
-	if err != nil {
-		return err
-	}
-	var reply sink
-	_, err = within(ctx, func() error { return raw(ctx, n, &reply, 0, []any{"SCRIPT", "LOAD", acceptLua}) })
-	t.accepts.Store(err == nil)
-	return err
 }
 
 // attempt sends messages once. It returns how many are stored, counted from
@@ -265,9 +252,6 @@ func (t *Transport) attempt(ctx context.Context, key, topic string, msgs []trans
 	} else if err != nil {
 		return 0, refused, err
 	}
-	if err := t.loadAccept(ctx, key, msgs); err != nil {
-		return 0, refused, err
-	}
 	x := pipelines.Get().(*xadds)
 	if err := t.commands(ctx, x, key, topic, msgs); err != nil {
 		x.free()
@@ -284,12 +268,15 @@ func (t *Transport) attempt(ctx context.Context, key, topic string, msgs []trans
 // commands are the XADDs of msgs, and WAIT after them if replicas are asked
 // for. They keep nothing of the caller's memory, as they may outlive the call.
 func (t *Transport) commands(ctx context.Context, x *xadds, key, topic string, msgs []transport.Message) error {
-	inbox := transport.IsInbox(topic)
+	inbox, first := transport.IsInbox(topic), true
 	idempotent := t.cfg.resends > 0 && t.idempotent.Load()
 	for i := range msgs {
 		switch {
+		case msgs[i].Terms != nil && (inbox || !t.DelaysMessages()):
+			return fmt.Errorf("message %s of topic %s is to be delayed or stored once: %w", msgs[i].ID, topic, errors.ErrUnsupported)
 		case msgs[i].Terms != nil:
-			x.accepting(t, key, topic, &msgs[i])
+			x.accepting(t, key, topic, &msgs[i], first)
+			first = false
 		case inbox:
 			x.args = append(x.args, &xadd, &key, "MAXLEN", "~", inboxMost, &star)
 		default:
@@ -353,9 +340,6 @@ func (t *Transport) stored(msgs []transport.Message, replies []byte, failure err
 			f = ambiguous // stored, after one that was not
 		case err == nil:
 			f, err = faultOf(e), e
-			if is(e, "NOSCRIPT") {
-				t.accepts.Store(false)
-			}
 			if errors.Is(e, errMalformed) {
 				f = ambiguous
 			}

@@ -120,7 +120,7 @@ type GroupInfo struct {
 }
 
 // Group returns how far a group is; one that does not exist has nothing.
-func (i *Info) Group(name string) GroupInfo {
+func (i Info) Group(name string) GroupInfo {
 	for _, g := range i.Groups {
 		if g.Name == name {
 			return g

@@ -6,18 +6,17 @@
 --       fields and values
 -- Returns: the id of the entry, 0-0 if it is due later, 0-1 if it was there
 local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = time[1] * 1000 + math.ceil(time[2] / 1000)
 local delay, name, window, most = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 if name ~= '' then
-  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
-  if redis.call('ZADD', KEYS[3], 'NX', now + window, name) == 0 then
+  local till = redis.call('ZSCORE', KEYS[3], name)
+  if till and tonumber(till) > now then
     return '0-1'
   end
-  if redis.call('ZCARD', KEYS[3]) > most then
-    redis.call('ZPOPMIN', KEYS[3])
-  end
 end
+
+-- The first write is refused if the server has no memory left, and then nothing is done.
 local reply
 if delay > 0 then
   -- The same message is the same member, so that one sent again is there once.
@@ -26,10 +25,16 @@ else
   reply = redis.pcall('XADD', KEYS[1], '*', unpack(ARGV, 5))
 end
 if type(reply) == 'table' and reply.err then
-  if name ~= '' then
-    redis.call('ZREM', KEYS[3], name) -- it is not there
-  end
   return reply
+end
+
+if name ~= '' then
+  redis.call('ZADD', KEYS[3], now + window, name)
+  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
+  if redis.call('ZCARD', KEYS[3]) > most then
+    redis.call('ZPOPMIN', KEYS[3])
+  end
+  redis.call('PEXPIREAT', KEYS[3], string.format('%.0f', redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')[2]))
 end
 if delay > 0 then
   return '0-0'

@@ -5,8 +5,13 @@
 -- Returns: how many were due, milliseconds until the next one is or -1
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local n, bytes = 0, 0
 local rows = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[1])
 for _, row in ipairs(rows) do
+  if bytes > 1048576 then -- the server's other clients wait meanwhile
+    break
+  end
+  n, bytes = n + 1, bytes + #row
   local ok, fields = pcall(cmsgpack.unpack, row)
   if ok and type(fields) == 'table' and #fields > 1 then
     redis.call('XADD', KEYS[1], '*', unpack(fields))
@@ -17,6 +22,6 @@ for _, row in ipairs(rows) do
 end
 local next = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 if #next == 0 then
-  return {#rows, -1}
+  return {n, -1}
 end
-return {#rows, math.max(0, math.ceil(next[2] - now))}
+return {n, math.max(0, math.ceil(next[2] - now))}

@@ -1,0 +1,151 @@
+package redisstream_test
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/echobus/echo/internal/redistest"
+	"github.com/echobus/echo/redisstream"
+	"github.com/echobus/echo/transport"
+)
+
+// with is a message with terms.
+func with(id string, terms *transport.Terms) transport.Message {
+	return transport.Message{ID: id, Time: time.Now(), Type: "text/plain", Data: []byte(id), Terms: terms}
+}
+
+func inspect(t *testing.T, tr *redisstream.Transport, topic string) transport.Info {
+	t.Helper()
+	i, err := tr.Inspect(t.Context(), topic)
+	require.NoError(t, err)
+	return i
+}
+
+func TestTermsMayReachAsFarAsTimeDoes(t *testing.T) {
+	tr := fresh(shared.Options())
+	defer tr.Close()
+	far := time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, terms := range []transport.Terms{{Due: far}, {Once: "a", Window: math.MaxInt64}, {Once: "a", Window: math.MaxInt64}} {
+		_, err := tr.Send(t.Context(), "t", []transport.Message{with("m", &terms)})
+		require.NoError(t, err)
+	}
+	i := inspect(t, tr, "t")
+	assert.EqualValues(t, 1, i.Delayed)
+	assert.EqualValues(t, 1, i.Messages)
+	assert.EqualValues(t, 1, tr.Stats().Duplicates)
+}
+
+func TestMessagesWithAndWithoutTermsGoTogetherWhateverScriptsTheServerKnows(t *testing.T) {
+	server := redistest.Start(t)
+	tr := fresh(server.Options())
+	defer tr.Close()
+	for round := range 3 {
+		require.NoError(t, server.Client().ScriptFlush(t.Context()).Err())
+		n, err := tr.Send(t.Context(), "t", []transport.Message{
+			with(fmt.Sprint("a", round), &transport.Terms{Once: fmt.Sprint(round), Window: time.Minute}), with(fmt.Sprint("b", round), nil),
+			with(fmt.Sprint("c", round), &transport.Terms{Once: fmt.Sprint(round), Window: time.Minute}),
+		})
+		require.NoError(t, err)
+		assert.Equal(t, 3, n)
+	}
+	assert.EqualValues(t, 6, inspect(t, tr, "t").Messages)
+}
+
+// A name is remembered only with its message: one that the server had no memory
+// for, or whose stream is none, can be sent again.
+func TestAMessageThatIsRefusedIsNotRememberedAsStored(t *testing.T) {
+	server := redistest.Start(t)
+	tr := fresh(server.Options(), redisstream.WithSendTimeout(100*time.Millisecond), redisstream.WithPrefix("p"))
+	defer tr.Close()
+	once := func(topic string) error {
+		_, err := tr.Send(t.Context(), topic, []transport.Message{with("m", &transport.Terms{Once: "a", Window: time.Minute})})
+		return err
+	}
+	require.NoError(t, once("warm"))
+	client := server.Client()
+	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "1").Err())
+	for range 3 {
+		require.ErrorIs(t, once("t"), transport.ErrNotPublished)
+	}
+	require.NoError(t, client.ConfigSet(t.Context(), "maxmemory", "0").Err())
+	require.NoError(t, once("t"))
+	assert.EqualValues(t, 1, inspect(t, tr, "t").Messages)
+
+	require.NoError(t, client.Set(t.Context(), "p:{u}", "no stream", 0).Err())
+	require.ErrorIs(t, once("u"), transport.ErrNotPublished)
+	require.NoError(t, client.Del(t.Context(), "p:{u}").Err())
+	require.NoError(t, once("u"))
+	assert.EqualValues(t, 1, inspect(t, tr, "u").Messages)
+	ttl := client.PTTL(t.Context(), "p:{u}:once").Val()
+	assert.True(t, ttl > 0 && ttl <= time.Minute, "names go when their windows are over, here after %v", ttl)
+}
+
+// A Move whose request is lost for longer than the lease does not say that it was done.
+func TestAMoveWhoseOutcomeIsUnknownSaysSo(t *testing.T) {
+	server := redistest.Start(t)
+	proxy, options := proxied(t, server)
+	options.ReadTimeout = 700 * time.Millisecond
+	tr, other := fresh(options, redisstream.WithPrefix("p")), fresh(server.Options(), redisstream.WithPrefix("p"))
+	defer tr.Close()
+	defer other.Close()
+	sub, err := tr.Subscribe(t.Context(), "t", transport.Options{Group: "g", Lease: 300 * time.Millisecond})
+	require.NoError(t, err)
+	_, err = tr.Send(t.Context(), "t", []transport.Message{with("m", nil)})
+	require.NoError(t, err)
+	dst := make([]transport.Message, 1)
+	_, err = sub.Receive(t.Context(), dst)
+	require.NoError(t, err)
+	second, err := other.Subscribe(t.Context(), "t", transport.Options{Group: "g", Lease: time.Minute})
+	require.NoError(t, err)
+	proxy.Blackhole(true)
+	moved := make(chan error, 1)
+	go func() {
+		moved <- sub.(transport.Mover).Move(context.Background(), "t.dead", dst[0], dst[0].Receipt())
+	}()
+	taken := make([]transport.Message, 1)
+	_, err = second.Receive(t.Context(), taken)
+	require.NoError(t, err)
+	proxy.Cut()
+	proxy.Blackhole(false)
+	assert.ErrorContains(t, <-moved, "may have moved it")
+	assert.Zero(t, inspect(t, other, "t.dead").Messages)
+	assert.EqualValues(t, 1, inspect(t, other, "t").Group("g").Pending)
+}
+
+func TestTopicsThatNobodyUsesAreLookedAtNoMore(t *testing.T) {
+	server := redistest.Start(t)
+	tr := fresh(server.Options(), redisstream.WithRetention(redisstream.Retention{MaxLen: 10}))
+	defer tr.Close()
+	for i := range 50 {
+		for _, topic := range []string{fmt.Sprint("t", i), transport.InboxTopic(fmt.Sprint(i))} {
+			sub, err := tr.Subscribe(t.Context(), topic, transport.Options{})
+			require.NoError(t, err)
+			require.NoError(t, sub.Close())
+		}
+		_, err := tr.Send(t.Context(), transport.InboxTopic(fmt.Sprint("x", i)), []transport.Message{with("m", nil)})
+		require.NoError(t, err)
+	}
+	require.NoError(t, tr.Close())
+	tr = fresh(server.Options())
+	defer tr.Close()
+	for i := range 50 {
+		sub, err := tr.Subscribe(t.Context(), fmt.Sprint("t", i), transport.Options{})
+		require.NoError(t, err)
+		require.NoError(t, sub.Close())
+	}
+	time.Sleep(2500 * time.Millisecond) // the last look, which finds nothing due
+	require.NoError(t, server.Client().ConfigResetStat(t.Context()).Err())
+	time.Sleep(2500 * time.Millisecond)
+	for line := range strings.Lines(server.Client().Info(t.Context(), "commandstats").Val()) {
+		assert.NotContains(t, line, "evalsha")
+	}
+	_, err := tr.Send(t.Context(), transport.InboxTopic("a"), []transport.Message{with("m", &transport.Terms{Due: time.Now().Add(time.Hour)})})
+	assert.ErrorIs(t, err, transport.ErrNotPublished)
+}
