@@ -51,26 +51,23 @@ func Everything(subject string) *Grant {
 	}
 }
 
-// maySubscribe reports whether a client may read a topic.
+// maySubscribe reports whether a client may read a topic. Who may publish
+// something may ask, and so receive replies in a topic whose name nobody can guess.
 func (h *Handler) maySubscribe(g *Grant, topic, group string) bool {
 	if transport.IsInbox(topic) {
-		return group == "" && g.some()
+		return group == "" && g.Publish != nil
 	}
 	return topic != h.cfg.kicks && g.Subscribe != nil && h.asks(func() bool { return g.Subscribe(topic, group) })
 }
 
-// mayPublish reports whether a client may publish to a topic.
+// mayPublish reports whether a client may publish to a topic. Who may publish
+// something may answer: whoever knows the name of a topic for replies was asked.
 func (h *Handler) mayPublish(g *Grant, topic string) bool {
 	if transport.IsInbox(topic) {
-		return g.some()
+		return g.Publish != nil
 	}
 	return topic != h.cfg.kicks && g.Publish != nil && h.asks(func() bool { return g.Publish(topic) })
 }
-
-// some reports whether a client may do anything at all. Such a one may ask, and
-// answer: it receives replies in a topic whose name nobody can guess, and whoever
-// knows that name was asked.
-func (g *Grant) some() bool { return g.Subscribe != nil || g.Publish != nil }
 
 // asks asks the application. Where it is asked, a panic would end the process,
 // and not just a request.

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	neturl "net/url"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -273,6 +274,9 @@ func (t *Transport) once() error {
 	if err != nil {
 		if resp != nil && resp.StatusCode >= 400 && resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests {
 			return fmt.Errorf("%w: HTTP status %s", errRefused, resp.Status)
+		}
+		if e, ok := errors.AsType[*neturl.Error](err); ok { // which shows the URL, with all that is secret in it
+			err = e.Err
 		}
 		return err
 	}
@@ -871,7 +875,7 @@ func publishFrame(typ frameType, topic string, m *transport.Message) frame {
 func (t *Transport) tooLarge(f *frame) error {
 	limit := t.welcome.MaxMessage
 	m := f.message()
-	if limit == 0 || uint64(6*(m.Size()+len(m.ID)+len(f.Topic))+1024) <= limit { // whatever is escaped
+	if limit == 0 || uint64(6*(m.Size()+len(m.ID)+len(f.Topic)+len(f.Name))+16*len(f.Header)+1024) <= limit { // whatever is escaped
 		return nil
 	}
 	again := *f
@@ -956,7 +960,11 @@ func (t *Transport) do(ctx context.Context, m *member, gen uint64, f frame) (gon
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.forget(c)
+	if c.bytes > 0 { // the server may still be at it, so it counts among those under way
+		c.abandoned = true
+	} else {
+		t.forget(c)
+	}
 	return nil, err
 }
 
@@ -1092,12 +1100,17 @@ func (t *Transport) Close() error {
 
 // redacted is a URL without what may be secret in it.
 func redacted(url string) string {
-	for i, r := range url {
-		if r == '?' || r == '#' {
-			return url[:i]
-		}
+	if i := strings.IndexAny(url, "?#"); i >= 0 {
+		url = url[:i]
 	}
-	return url
+	scheme, rest, ok := strings.Cut(url, "://")
+	if !ok {
+		return url
+	}
+	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
+		rest = rest[i+1:]
+	}
+	return scheme + "://" + rest
 }
 
 // later sends a frame from where the lock may be held.

@@ -48,15 +48,16 @@ type conn struct {
 	leave   sync.Once
 	work    sync.WaitGroup // goroutines of this link
 
-	mu      sync.Mutex // guards the rest
-	grant   *Grant     // serve alone writes it
-	tails   map[uint64]*tail
-	opening map[uint64]*pending // subscriptions under way, by number
-	pubs    publishing
-	errors  int // as they weigh
-	forgave time.Time
-	pinged  time.Time
-	over    bool
+	mu       sync.Mutex // guards the rest
+	grant    *Grant     // serve alone writes it
+	tails    map[uint64]*tail
+	opening  map[uint64]*pending // subscriptions under way, by number
+	pubs     publishing
+	inspects atomic.Int32 // questions under way
+	errors   int          // as they weigh
+	forgave  time.Time
+	pinged   time.Time
+	over     bool
 }
 
 // pending is a subscription under way, and what credit it has meanwhile. The

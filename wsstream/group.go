@@ -38,6 +38,7 @@ type groupSub struct {
 	paused time.Time           // since when there is no link
 	ops    []settlement
 	queued int  // deliveries that ops name
+	moves  int  // bytes of messages that wait to be moved
 	busy   bool // somebody sees to ops
 	quiet  *sync.Cond
 }

@@ -27,17 +27,19 @@ import (
 // Handler is the server half: an [http.Handler] that serves the topics of a
 // transport to WebSocket clients. It is safe for concurrent use.
 type Handler struct {
-	t      transport.Transport
-	id     string // among the handlers over a transport
-	cfg    serverConfig
-	err    error
-	ctx    context.Context // of what is done behind, until Close
-	cancel context.CancelFunc
-	work   sync.WaitGroup
-	window window
-	turns  turns // of subscriptions that read on their own
-	looks  turns // for messages that are sent again
-	count  counters
+	t        transport.Transport
+	id       string // among the handlers over a transport
+	cfg      serverConfig
+	err      error
+	ctx      context.Context // of what is done behind, until Close
+	cancel   context.CancelFunc
+	work     sync.WaitGroup
+	window   window
+	turns    turns // of subscriptions that read on their own
+	looks    turns // for messages that are sent again
+	inspects turns // for questions
+	inboxes  int   // of hubs, those of topics for replies; mu guards it
+	count    counters
 
 	mu       sync.Mutex // guards the rest
 	conns    map[*conn]struct{}
@@ -69,6 +71,7 @@ func NewHandler(t transport.Transport, opts ...HandlerOption) *Handler {
 	h.window.init(h.cfg.window)
 	h.turns.free = make(chan struct{}, h.cfg.readers)
 	h.looks.free = make(chan struct{}, h.cfg.readers)
+	h.inspects.free = make(chan struct{}, h.cfg.readers)
 	return h
 }
 
@@ -338,7 +341,7 @@ func (h *Handler) sweep() {
 		var idle []*hub
 		for name, b := range h.hubs {
 			if b.idle(now) {
-				delete(h.hubs, name)
+				h.removeHub(name)
 				idle = append(idle, b)
 			}
 		}
@@ -511,7 +514,7 @@ func (h *Handler) Close() error {
 	}
 	h.mu.Lock()
 	sessions, hubs := h.sessions, h.hubs
-	h.sessions, h.hubs = map[string]*session{}, map[string]*hub{}
+	h.sessions, h.hubs, h.inboxes = map[string]*session{}, map[string]*hub{}, 0
 	h.mu.Unlock()
 	var closing sync.WaitGroup
 	for _, s := range sessions {

@@ -80,13 +80,17 @@ func (h *Handler) hub(ctx context.Context, topic string, start transport.Start) 
 		}
 		b = h.hubs[topic]
 		made = b == nil
-		if made && len(h.hubs) >= h.cfg.maxTopics {
+		inbox := transport.IsInbox(topic) // which do not keep others from other topics
+		if made && (!inbox && len(h.hubs)-h.inboxes >= h.cfg.maxTopics || inbox && h.inboxes >= h.cfg.maxTopics) {
 			h.mu.Unlock()
 			return nil, false, &Error{Code: CodeOverloaded}
 		}
 		if made {
 			b = &hub{h: h, topic: topic, opened: make(chan struct{}), first: firstEntry, emptied: time.Now()}
 			h.hubs[topic] = b
+			if inbox {
+				h.inboxes++
+			}
 		}
 		h.mu.Unlock()
 		if made {
@@ -139,11 +143,19 @@ func (b *hub) open(ctx context.Context, start transport.Start) {
 	close(b.opened)
 }
 
+// removeHub takes a hub out. The caller holds mu.
+func (h *Handler) removeHub(topic string) {
+	delete(h.hubs, topic)
+	if transport.IsInbox(topic) {
+		h.inboxes--
+	}
+}
+
 func (h *Handler) forgetHub(b *hub) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.hubs[b.topic] == b {
-		delete(h.hubs, b.topic)
+		h.removeHub(b.topic)
 	}
 }
 

@@ -16,10 +16,10 @@ func (c *conn) inspect(f *frame) bool {
 	if transport.IsPattern(f.Topic) {
 		return c.list(f)
 	}
-	topic, rid := f.Topic, f.Rid
+	topic := f.Topic
 	i, ok := transport.As[transport.Inspector](c.h.t)
 	switch {
-	case rid == 0:
+	case f.Rid == 0:
 		return c.refuse(f, CodeBadFrame, "rid is missing")
 	case transport.CheckName("topic", topic) != nil || !c.h.maySubscribe(c.grant, topic, ""):
 		return c.refuse(f, CodeForbidden, "")
@@ -27,31 +27,20 @@ func (c *conn) inspect(f *frame) bool {
 		return c.refuse(f, CodeUnsupported, "the transport is no transport.Inspector")
 	}
 	grant := c.grant
-	c.spawn(func() {
-		ctx, end, ok := c.h.looking()
-		if !ok {
-			return
-		}
-		defer end()
+	return c.answering(f, func(ctx context.Context) (any, error) {
 		info, err := i.Inspect(ctx, topic)
-		if err != nil {
-			c.out.send(frame{Type: frameErr, Rid: rid, Code: subCode(err), Text: subText(err)})
-			return
-		}
 		info.Groups = slices.DeleteFunc(info.Groups, func(g transport.GroupInfo) bool { return !c.h.maySubscribe(grant, topic, g.Name) })
-		data, _ := json.Marshal(info)
-		c.out.send(frame{Type: frameInfo, Rid: rid, Media: "application/json", Data: data})
+		return info, err
 	})
-	return true
 }
 
 // list answers a client that asks which topics match a pattern. It is told of
 // those that it may subscribe to.
 func (c *conn) list(f *frame) bool {
-	pattern, rid := f.Topic, f.Rid
+	pattern := f.Topic
 	l, ok := transport.As[transport.Lister](c.h.t)
 	switch {
-	case rid == 0:
+	case f.Rid == 0:
 		return c.refuse(f, CodeBadFrame, "rid is missing")
 	case transport.CheckPattern(pattern) != nil:
 		return c.refuse(f, CodeBadFrame, "topic is no pattern")
@@ -59,22 +48,10 @@ func (c *conn) list(f *frame) bool {
 		return c.refuse(f, CodeUnsupported, "the transport is no transport.Lister")
 	}
 	grant := c.grant
-	c.spawn(func() {
-		ctx, end, ok := c.h.looking()
-		if !ok {
-			return
-		}
-		defer end()
+	return c.answering(f, func(ctx context.Context) (any, error) {
 		names, err := l.Topics(ctx, pattern)
-		if err != nil {
-			c.out.send(frame{Type: frameErr, Rid: rid, Code: subCode(err), Text: subText(err)})
-			return
-		}
-		names = slices.DeleteFunc(names, func(name string) bool { return !c.h.maySubscribe(grant, name, "") })
-		data, _ := json.Marshal(names)
-		c.out.send(frame{Type: frameInfo, Rid: rid, Media: "application/json", Data: data})
+		return slices.DeleteFunc(names, func(name string) bool { return !c.h.maySubscribe(grant, name, "") }), err
 	})
-	return true
 }
 
 // Topics implements [transport.Lister]: it asks the server, which tells of the
@@ -93,15 +70,38 @@ func (t *Transport) Topics(ctx context.Context, pattern string) (names []string,
 	return names, err
 }
 
-// looking is the context of a look at a topic; few are under way at a time.
-func (h *Handler) looking() (context.Context, func(), bool) {
-	ctx, cancel := context.WithTimeout(h.ctx, h.cfg.sendFor)
-	end, ok := h.looks.begin(ctx)
-	if !ok {
-		cancel()
-		return nil, nil, false
+// inspectsMost is how many questions of a link are under way at a time.
+const inspectsMost = 4
+
+// answering answers a question with what f finds out, as JSON.
+func (c *conn) answering(f *frame, find func(context.Context) (any, error)) bool {
+	rid := f.Rid
+	if c.inspects.Add(1) > inspectsMost {
+		c.inspects.Add(-1)
+		return c.refuse(f, CodeTooMany, "too many questions at a time")
 	}
-	return ctx, func() { end(); cancel() }, true
+	fail := func(err error) {
+		c.out.send(frame{Type: frameErr, Rid: rid, Code: subCode(err), Text: subText(err)})
+	}
+	c.spawn(func() {
+		defer c.inspects.Add(-1)
+		ctx, cancel := context.WithTimeout(c.h.ctx, c.h.cfg.sendFor)
+		defer cancel()
+		end, ok := c.h.inspects.begin(ctx)
+		if !ok {
+			fail(&Error{Code: CodeOverloaded})
+			return
+		}
+		defer end()
+		v, err := find(ctx)
+		if err != nil {
+			fail(err)
+			return
+		}
+		data, _ := json.Marshal(v)
+		c.out.send(frame{Type: frameInfo, Rid: rid, Media: "application/json", Data: data})
+	})
+	return true
 }
 
 // Inspect implements [transport.Inspector]: it asks the server, and needs the

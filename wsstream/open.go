@@ -31,6 +31,9 @@ func openURL(ctx context.Context, rawURL string) (transport.Transport, error) {
 	if err != nil {
 		return nil, errors.New("the URL cannot be read")
 	}
+	if _, ok := u.User.Password(); u.User != nil && !ok {
+		return nil, errors.New("the URL has a user; a token is a password, as in wss://:token@host")
+	}
 	if token, ok := u.User.Password(); ok {
 		opts = append(opts, WithToken(func(context.Context) (string, error) { return token, nil }))
 	}

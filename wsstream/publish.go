@@ -43,6 +43,8 @@ func (c *conn) publish(f *frame) publish {
 		p.code, p.text = CodeBadFrame, "rid is missing"
 	case f.ID == "":
 		p.code, p.text = CodeBadFrame, "id is missing"
+	case f.Name != "" && f.Window == 0:
+		p.code, p.text = CodeBadFrame, "name has no window"
 	case len(f.ID) > idMost || len(f.Name) > idMost:
 		p.code, p.text = CodeTooBig, fmt.Sprintf("an id or name has %d bytes at most", idMost)
 	case len(f.Header) > headersMost:
@@ -52,7 +54,7 @@ func (c *conn) publish(f *frame) publish {
 			p.code, p.text = CodeRefused, err.Error()
 		} else if !c.h.mayPublish(c.grant, f.Topic) {
 			p.code = CodeForbidden
-		} else if what := c.h.cannot(p.msg.Terms); what != "" {
+		} else if what := c.h.cannot(f.Topic, p.msg.Terms); what != "" {
 			p.code, p.text = CodeUnsupported, what
 		}
 	}
@@ -60,9 +62,12 @@ func (c *conn) publish(f *frame) publish {
 }
 
 // cannot says what of a message's terms the transport cannot do.
-func (h *Handler) cannot(terms *transport.Terms) string {
+func (h *Handler) cannot(topic string, terms *transport.Terms) string {
 	if terms == nil {
 		return ""
+	}
+	if transport.IsInbox(topic) {
+		return "a reply is neither delayed nor deduplicated"
 	}
 	if d, ok := transport.As[transport.Delayer](h.t); !terms.Due.IsZero() && (!ok || !d.DelaysMessages()) {
 		return "the transport does not delay messages"

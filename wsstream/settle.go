@@ -61,10 +61,15 @@ func (c *conn) settle(f *frame, k kind) bool {
 func (c *conn) move(f *frame) bool {
 	p := c.publish(f)
 	g := c.session.groupOf(c, f.Sid)
+	gone := g == nil && (p.code == 0 || p.code == CodeForbidden) // whatever the topic
+	dead := g != nil && f.Topic == transport.DeadTopic(g.topic) && f.Topic != c.h.cfg.kicks
 	switch {
-	case p.code == CodeForbidden && g != nil && f.Topic == transport.DeadTopic(g.topic):
-	case p.code == 0 && len(f.Ns) != 1:
+	case len(f.Ns) != 1:
 		return c.refuse(f, CodeBadFrame, "ns is not one delivery")
+	case gone:
+		c.out.send(frame{Type: frameOK, Rid: f.Rid, Ns: f.Ns})
+		return true
+	case p.code == CodeForbidden && dead:
 	case p.code != 0:
 		return c.refuse(f, p.code, p.text)
 	}
@@ -75,16 +80,37 @@ func (c *conn) move(f *frame) bool {
 	c.pubs.load.add(1, size)
 	c.mu.Unlock()
 	op := settlement{kind: move, rid: f.Rid, c: c, ns: slices.Clone(f.Ns), again: f.Again, topic: f.Topic, msg: p.msg}
-	if g == nil {
-		(&settling{settlement: &op, gone: op.ns}).answer(nil)
+	if !g.admit(size) { // moves of former links are still under way
+		c.pubs.done(1, size)
+		c.out.send(frame{Type: frameErr, Rid: f.Rid, Code: CodeFull, Text: "too many messages to move"})
 		return true
 	}
 	if !g.do(op) {
-		c.pubs.done(1, size)
+		g.moved(&op)
 		c.reject(CodeTooMany, "too many settlements at a time", closeFlood)
 		return false
 	}
 	return true
+}
+
+// admit reports whether a message to be moved may wait, too.
+func (g *groupSub) admit(size int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.moves > 0 && g.moves+size > 2*publishBytes {
+		return false
+	}
+	g.moves += size
+	return true
+}
+
+// moved notes that a message to be moved waits no more.
+func (g *groupSub) moved(op *settlement) {
+	size := op.msg.Size()
+	g.mu.Lock()
+	g.moves -= size
+	g.mu.Unlock()
+	op.c.pubs.done(1, size)
 }
 
 // do queues a settlement, and sees to it that it is done. It reports false if
@@ -127,6 +153,11 @@ func (g *groupSub) settleAll() {
 		}
 		g.mu.Unlock()
 		for len(ops) > 0 {
+			if ops[0].kind == move && ops[0].c.leaving() { // it is sent again on the next link
+				g.moved(&ops[0])
+				ops = ops[1:]
+				continue
+			}
 			k := 1
 			for k < len(ops) && ops[k].kind == ops[0].kind && ops[k].kind != move && ops[k].delay == ops[0].delay {
 				k++
@@ -190,6 +221,9 @@ func (g *groupSub) settleSome(ops []settlement) {
 		g.wake()
 	}
 	for i := range all {
+		if k == move {
+			g.moved(all[i].settlement)
+		}
 		all[i].answer(err)
 	}
 }
@@ -273,9 +307,6 @@ func (g *groupSub) was(n uint64) bool {
 
 // answer tells the client what was done.
 func (s *settling) answer(err error) {
-	if s.kind == move {
-		s.c.pubs.done(1, s.msg.Size())
-	}
 	switch {
 	case s.c == nil || s.rid == 0:
 	case errors.Is(err, errors.ErrUnsupported):

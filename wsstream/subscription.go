@@ -612,4 +612,8 @@ func (s *member) close() (untouched frame, first bool) {
 	return untouched, true
 }
 
-func (s *member) shut(error) { s.close() }
+func (s *member) shut(error) {
+	if untouched, first := s.close(); first && len(untouched.Ns) > 0 {
+		s.t.send(untouched)
+	}
+}
