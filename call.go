@@ -154,39 +154,79 @@ type inbox struct {
 	calls map[uint64]chan *transport.Message
 }
 
-// openInbox returns the bus's inbox, and opens it if there is none.
+// opening is an inbox that is being opened, or was.
+type opening struct {
+	done chan struct{} // closed when the rest is known
+	in   *inbox
+	err  error
+}
+
+// openInbox returns the bus's inbox, and opens it if there is none. The bus
+// opens it, not who calls first.
 func (b *Bus) openInbox(ctx context.Context) (*inbox, error) {
-	b.opening.Lock()
-	defer b.opening.Unlock()
-	if in := b.inbox; in != nil {
-		select {
-		case <-in.ended:
-		default:
-			return in, nil
+	b.mu.Lock()
+	o := b.inbox
+	if o == nil || o.over() {
+		if b.inboxClosed {
+			b.mu.Unlock()
+			return nil, ErrClosed
 		}
+		o = &opening{done: make(chan struct{})}
+		b.inbox = o
+		b.replying.Go(func() { b.runInbox(o) })
 	}
-	if b.closed.Load() {
-		return nil, ErrClosed
+	b.mu.Unlock()
+	select {
+	case <-o.done:
+		return o.in, o.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
+}
+
+// over reports whether it failed, or has ended.
+func (o *opening) over() bool {
+	select {
+	case <-o.done:
+	default:
+		return false
+	}
+	if o.err != nil {
+		return true
+	}
+	select {
+	case <-o.in.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// runInbox opens an inbox and receives replies until it ends.
+func (b *Bus) runInbox(o *opening) {
 	in := &inbox{topic: transport.InboxTopic(rand.Text()), ended: make(chan struct{}), calls: make(map[uint64]chan *transport.Message)}
-	var err error
-	if in.sub, err = b.transport.Subscribe(ctx, in.topic, transport.Options{}); err != nil {
-		return nil, fmt.Errorf("subscribing to replies: %w", err)
+	in.sub, o.err = b.transport.Subscribe(b.replies, in.topic, transport.Options{})
+	if o.err != nil {
+		if b.replies.Err() != nil {
+			o.err = ErrClosed
+		}
+		o.err = fmt.Errorf("subscribing to replies: %w", o.err)
+		close(o.done)
+		return
 	}
-	b.inbox = in
-	b.replying.Go(in.receive)
-	return in, nil
+	o.in = in
+	close(o.done)
+	in.receive(b.replies)
+	in.sub.Close()
 }
 
 // closeInbox ends what openInbox began.
 func (b *Bus) closeInbox() {
-	b.opening.Lock()
-	in := b.inbox
-	b.opening.Unlock()
-	if in != nil {
-		in.sub.Close()
-		b.replying.Wait()
-	}
+	b.mu.Lock()
+	b.inboxClosed = true
+	b.mu.Unlock()
+	b.endReplies()
+	b.replying.Wait()
 }
 
 // expect returns the number of a call and where its reply will come.
@@ -206,18 +246,20 @@ func (in *inbox) forget(n uint64) {
 }
 
 // receive gives replies to those who wait for them.
-func (in *inbox) receive() {
+func (in *inbox) receive(ctx context.Context) {
 	defer close(in.ended)
 	acker, _ := transport.As[transport.Acker](in.sub)
 	dst := make([]transport.Message, 64)
 	var rs []transport.Receipt
 	for {
-		n, err := in.sub.Receive(context.Background(), dst)
+		n, err := in.sub.Receive(ctx, dst)
 		if _, lost := errors.AsType[*LostError](err); lost {
 			continue // whoever waits for one of them waits until its context ends
 		}
 		if err != nil {
-			in.err = err
+			if in.err = err; ctx.Err() != nil {
+				in.err = ErrClosed
+			}
 			return
 		}
 		rs = rs[:0]
@@ -226,7 +268,7 @@ func (in *inbox) receive() {
 			in.deliver(dst[i])
 		}
 		if acker != nil {
-			acker.Ack(context.Background(), rs) // or they come again, and nobody waits for them
+			acker.Ack(ctx, rs) // or they come again, and nobody waits for them
 		}
 		clear(dst[:n])
 	}
@@ -269,7 +311,10 @@ func Respond[Req, Res any](ctx context.Context, b *Bus, s *Service[Req, Res], f 
 		return fmt.Errorf("echo: respond %s: of replies: %w", s.requests.name, r.replies.err)
 	}
 	r.handle = wrapped(wrapped(func(ctx context.Context, m Message[Req]) (err error) {
-		a := ctx.Value(answering{}).(*answer[Res])
+		a, ok := ctx.Value(answering{}).(*answer[Res])
+		if !ok {
+			return &CallError{"internal", "middleware of the responder does not pass its context on"}
+		}
 		a.value, err = f(ctx, m)
 		return err
 	}, c.core.cfg.middleware), b.cfg.middleware)
@@ -308,8 +353,19 @@ func (r *responder[Req, Res]) one(ctx context.Context, f *fetch, i int) error {
 		return r.c.core.undecoded(ctx, err)
 	}
 	var a answer[Res]
+	returned := false
+	defer func() {
+		if !returned { // f called runtime.Goexit
+			r.reply(ctx, raw, nil, &CallError{"internal", "the responder gave up"})
+			f.delivery(i).drop(r.c.core.bus.settling)
+		}
+	}()
 	err = r.guarded(context.WithValue(ctx, answering{}, &a), r.c.message(f, i, v, version))
+	returned = true
 	if _, again := errors.AsType[*retryAfter](err); again {
+		if most := r.c.core.cfg.retry.Attempts; most > 0 && raw.Attempt >= most { // and it is a dead letter
+			r.reply(ctx, raw, nil, err)
+		}
 		return err
 	}
 	return r.reply(ctx, raw, &a.value, err)
@@ -329,7 +385,7 @@ func (r *responder[Req, Res]) guarded(ctx context.Context, m Message[Req]) (err 
 // reply sends an answer to who asked, if anybody did.
 func (r *responder[Req, Res]) reply(ctx context.Context, request *transport.Message, v *Res, failure error) error {
 	inbox, ok := request.Header[headReply]
-	if !ok || !transport.IsInbox(inbox) {
+	if !ok || !transport.IsInbox(inbox) || transport.CheckName("topic", inbox) != nil {
 		return failure
 	}
 	msgs := make([]transport.Message, 1)

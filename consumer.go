@@ -350,7 +350,7 @@ func (c *consumer) receive(ctx context.Context, most int) (*fetch, error) {
 		c.mu.Unlock()
 		return nil, err
 	}
-	f.begin(n, clock())
+	f.begin(n, clock(), c.byHand())
 	c.mu.Lock()
 	c.active = append(c.active, f)
 	c.arm()
@@ -359,6 +359,13 @@ func (c *consumer) receive(ctx context.Context, most int) (*fetch, error) {
 		c.release()
 	}
 	return f, nil
+}
+
+// byHand reports whether a loop, and not Run, is under way.
+func (c *consumer) byHand() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.use != nil && !c.use.handles
 }
 
 // take receives messages, unless the consumer is paused: then it waits until it
@@ -387,6 +394,13 @@ func (c *consumer) untake(msgs []transport.Message) {
 		rs[i] = msgs[i].Receipt()
 	}
 	c.giveBack(rs)
+}
+
+// keptAt is when the leases of a fetch were last extended.
+func (c *consumer) keptAt(f *fetch) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return f.kept
 }
 
 // pause stops receiving until resume. What was fetched and not begun goes back.
@@ -607,6 +621,11 @@ func (c *consumer) lose(e *transport.LeaseError) {
 			switch {
 			case f.move(i, buffered, lost), f.move(i, waiting, lost):
 				n++
+			case f.byHand:
+				if f.move(i, running, lost) {
+					n++
+					c.inHand.Add(-1)
+				}
 			case f.move(i, running, losing):
 				n++
 				f.laneOf(i).cancel(ErrLeaseLost)

@@ -125,7 +125,7 @@ func deadLetter(m *transport.Message, group, reason string, err error) transport
 	d := *m
 	d.Header = make(map[string]string, len(m.Header)+5)
 	maps.Copy(d.Header, m.Header)
-	delete(d.Header, headFor)
+	maps.DeleteFunc(d.Header, func(name, _ string) bool { return name == headFor || strings.HasPrefix(name, headDead) })
 	d.Terms = nil
 	d.Header[headDeadReason] = reason
 	d.Header[headDeadAttempts] = strconv.Itoa(m.Attempt)
@@ -165,7 +165,11 @@ func (c *consumer) bury(ctx context.Context, m *transport.Message, reason string
 			"id", m.ID, "reason", reason, "attempt", m.Attempt, "error", err)
 		return c.acker.Ack(ctx, []transport.Receipt{m.Receipt()})
 	}
-	ctx, cancel := context.WithTimeout(ctx, buryMost)
+	most := buryMost
+	if c.lease > 0 { // or somebody else has it meanwhile
+		most = min(most, max(c.lease/3, 10*time.Millisecond))
+	}
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	move := c.mover.Move(ctx, transport.DeadTopic(c.topicOf(m)), deadLetter(m, c.cfg.Group, reason, err), m.Receipt())
 	if move == nil {
@@ -177,4 +181,4 @@ func (c *consumer) bury(ctx context.Context, m *transport.Message, reason string
 }
 
 // buryMost is how long the topic of dead letters may take to accept one.
-const buryMost = 5 * time.Second
+const buryMost = time.Second

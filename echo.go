@@ -71,19 +71,20 @@ type Bus struct {
 	sending sync.WaitGroup // group commits under way
 	closed  atomic.Bool    // refuses publishing
 
-	callers  sync.Map       // of services, by these
-	replying sync.WaitGroup // the inbox under way
+	callers    sync.Map        // of services, by these
+	replies    context.Context // of the inbox; ends with Close
+	endReplies context.CancelFunc
+	replying   sync.WaitGroup // the inbox under way
 
-	opening sync.Mutex // guards inbox
-	inbox   *inbox     // of replies to calls, nil until the first
-
-	mu        sync.Mutex // guards the rest
-	draining  bool       // refuses subscribing
-	consumers map[*consumer]struct{}
-	commits   map[string]*commit // by topic
-	closing   sync.Once
-	account   Account
-	closeErr  error
+	mu          sync.Mutex // guards the rest
+	draining    bool       // refuses subscribing
+	inbox       *opening   // of replies to calls, nil until the first
+	inboxClosed bool
+	consumers   map[*consumer]struct{}
+	commits     map[string]*commit // by topic
+	closing     sync.Once
+	account     Account
+	closeErr    error
 }
 
 // New returns a bus, in memory unless [WithTransport] says otherwise. When
@@ -117,6 +118,7 @@ func New(opts ...BusOption) *Bus {
 	addCodecs(b.decoders, append([]Codec{b.cfg.codec}, b.cfg.also...))
 	b.err = errors.Join(b.cfg.errs...)
 	b.settling = context.Background()
+	b.replies, b.endReplies = context.WithCancel(context.Background())
 	return b
 }
 

@@ -39,6 +39,7 @@ type fetch struct {
 
 type slot struct {
 	state atomic.Uint32 // generation and state
+	back  bool          // it was settled by hand, and not as done; written before state is gone
 	lane  *lane         // who runs it, if the fetch has several; written before it runs
 }
 
@@ -62,12 +63,12 @@ func newFetch(c *consumer, size int) *fetch {
 
 // begin takes over the first n messages of buf. They are all buffered, as no
 // slot's state is of this generation.
-func (f *fetch) begin(n int, now time.Duration) {
+func (f *fetch) begin(n int, now time.Duration, byHand bool) {
 	f.msgs = f.buf[:n]
 	f.gen += 1 << stateBits
 	f.left.Store(int32(n))
 	f.since, f.kept = now, now
-	f.lane, f.byHand = nil, false
+	f.lane, f.byHand = nil, byHand
 }
 
 // state returns the state of message i.
@@ -178,7 +179,8 @@ func (d delivery) settled(err error) error {
 	return err
 }
 
-// done notes that message i, which a loop yielded, was acknowledged.
+// done notes that message i, which a loop yielded, was acknowledged. It is
+// still being settled, so that the fetch is not used again meanwhile.
 func (f *fetch) done(i int) {
 	if !f.byHand {
 		return
@@ -194,14 +196,22 @@ func (d delivery) ack(ctx context.Context) error {
 	if !ok {
 		return err
 	}
-	if err := d.settled(d.f.c.acker.Ack(ctx, []transport.Receipt{r})); err != nil {
-		return err
+	if err = d.f.c.acker.Ack(ctx, []transport.Receipt{r}); err == nil {
+		d.f.done(int(d.i))
 	}
-	d.f.done(int(d.i))
-	return nil
+	return d.settled(err)
 }
 
-// reject makes the message a dead letter. One that nobody takes goes back.
+// drop acknowledges a message that nobody handles.
+func (d delivery) drop(ctx context.Context) error {
+	r, ok, err := d.claim()
+	if !ok {
+		return err
+	}
+	return d.settled(d.f.c.acker.Ack(ctx, []transport.Receipt{r}))
+}
+
+// reject makes the message a dead letter. One that nobody takes is still to be settled.
 func (d delivery) reject(ctx context.Context, reason string, why error) error {
 	if d.f != nil && d.f.c.letters {
 		return fmt.Errorf("dead letters have no dead letters: %w", errors.ErrUnsupported)
@@ -211,6 +221,7 @@ func (d delivery) reject(ctx context.Context, reason string, why error) error {
 		return err
 	}
 	m := &d.f.buf[d.i]
+	d.f.slots[d.i].back = true
 	err = d.f.c.bury(ctx, m, reason, why)
 	if err != nil && !errors.Is(err, ErrLeaseLost) {
 		d.f.c.bus.cfg.logger.Error("echo: dead letter refused, message stays", "topic", d.f.c.topic, "group", d.f.c.cfg.Group,
@@ -224,6 +235,7 @@ func (d delivery) nack(ctx context.Context, delay time.Duration) error {
 	if !ok {
 		return err
 	}
+	d.f.slots[d.i].back = true
 	return d.settled(d.f.c.nacker.Nack(ctx, []transport.Receipt{r}, delay))
 }
 
@@ -263,8 +275,8 @@ func ackAll(ctx context.Context, ds []delivery) error {
 	if e, ok := errors.AsType[*transport.LeaseError](err); ok {
 		for i, d := range mine {
 			if !e.Has(rs[i]) {
-				d.settled(nil)
 				d.f.done(int(d.i))
+				d.settled(nil)
 			} else {
 				d.settled(ErrLeaseLost)
 			}
@@ -272,10 +284,10 @@ func ackAll(ctx context.Context, ds []delivery) error {
 		return err
 	}
 	for _, d := range mine {
-		d.settled(err)
 		if err == nil {
 			d.f.done(int(d.i))
 		}
+		d.settled(err)
 	}
 	return errors.Join(err, late)
 }

@@ -153,7 +153,7 @@ func (l *lane) receive() (ok, end bool) {
 	switch {
 	case err == nil:
 		l.begin(f)
-	case ctx.Err() == nil || r.receive.Err() != nil:
+	case ctx == r.receive || r.receive.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
 		r.err = err
 		return false, true
 	}
@@ -231,7 +231,7 @@ func (l *lane) passed() {
 	if again {
 		l.line.afresh, l.line.named = l.afresh, l.named
 	} else if l.named {
-		l.r.c.memory.end(nameOf(&l.f.msgs[l.i]), l.ok)
+		l.r.c.memory.end(nameOf(&l.f.msgs[l.i]), l.ok && !l.f.slots[l.i].back)
 	}
 	l.from, l.line, l.again, l.afresh, l.named, l.ok = nil, nil, false, false, false, false
 	switch {
@@ -282,7 +282,13 @@ func (l *lane) abandon() {
 	}
 	for _, from := range l.due {
 		l.item = from.items[0]
-		if l.f.move(l.i, waiting, running) {
+		switch {
+		case from.afresh && l.f.move(l.i, waiting, gone):
+			l.r.c.untake(l.f.msgs[l.i : l.i+1])
+		case !l.f.move(l.i, waiting, running):
+		case from.key != "": // whoever goes on begins with it
+			l.giveBack(0)
+		default:
 			l.giveBack(max(0, from.at-clock()))
 		}
 		if from.named {
@@ -294,16 +300,17 @@ func (l *lane) abandon() {
 
 // do takes the message under way to its outcome.
 func (l *lane) do() {
+	l.named = l.from != nil && l.from.named
 	switch {
 	case l.f.move(l.i, buffered, running):
 	case l.from != nil && l.f.move(l.i, waiting, running):
-		if !l.from.afresh {
+		if !l.from.afresh && l.from.dead == nil {
 			l.f.msgs[l.i].Attempt++
 		}
-		l.named = l.from.named
 	default:
 		return // released, or its lease is lost
 	}
+	l.f.slots[l.i].back = false
 	if l.r.c.paused.Load() != nil {
 		l.yield()
 		return
@@ -393,22 +400,35 @@ func (l *lane) conclude() {
 	if l.err != nil && l.running() {
 		l.fail()
 	}
-	l.called = false
-	if c.draining.Load() {
+	if l.called && c.draining.Load() {
 		c.completed.Add(1)
 	}
+	l.called = false
 	if l.err == nil && l.f.move(l.i, running, handled) {
 		return
 	}
-	for s := l.f.state(l.i); s == losing || s == settling; s = l.f.state(l.i) {
-		runtime.Gosched() // the keeper is cancelling our context, or a goroutine the handler left settles
-	}
+	l.waitOut()
 	if l.err == nil {
 		l.f.move(l.i, running, handled)
 	}
 	l.err = nil
 	if l.ctx.Err() != nil && l.r.handler.Err() == nil {
 		l.renew()
+	}
+}
+
+// waitOut waits while the keeper cancels our context, or a goroutine that the
+// handler left settles.
+func (l *lane) waitOut() {
+	for n := 0; ; n++ {
+		switch s := l.f.state(l.i); {
+		case s != losing && s != settling:
+			return
+		case n < 100:
+			runtime.Gosched()
+		default:
+			time.Sleep(min(time.Duration(n)*time.Microsecond, 5*time.Millisecond))
+		}
 	}
 }
 
@@ -426,12 +446,14 @@ func (l *lane) fail() {
 		if l.bury(reason) {
 			return
 		}
-		dead = &rejection{reason, l.err}
+		if dead = l.err; l.from == nil || l.from.dead == nil {
+			dead = &rejection{reason, l.err}
+		}
 		wait = c.cfg.retry.wait(m.Attempt)
 	}
 	c.bus.cfg.logger.Warn("echo: handler failed, message will come again", "topic", c.topic, "group", c.cfg.Group,
 		"id", m.ID, "attempt", m.Attempt, "after", wait, "error", l.err)
-	if l.r.receive.Err() == nil && (m.Key != "" || l.from != nil || l.staysHere(m)) {
+	if l.r.receive.Err() == nil && (m.Key != "" || l.from != nil && wait < inPlace || wait < inPlace && l.staysHere(m)) {
 		l.wait(wait, dead)
 	} else {
 		l.giveBack(wait)
@@ -471,7 +493,7 @@ func (l *lane) wait(d time.Duration, dead error) {
 		return
 	}
 	l.again = true
-	at := clock() + max(d, time.Millisecond) // others get a turn
+	at := clock() + min(max(d, time.Millisecond), forever) // others get a turn
 	if l.from != nil {
 		l.line = l.from
 		l.line.at, l.line.dead = at, dead
@@ -488,13 +510,16 @@ func (l *lane) wait(d time.Duration, dead error) {
 	}
 }
 
+// forever is longer than anything waits.
+const forever = 100 * 365 * 24 * time.Hour
+
 // giveBack gives the message under way to its group again.
 func (l *lane) giveBack(delay time.Duration) {
 	c := l.r.c
 	if !l.f.move(l.i, running, gone) {
 		return
 	}
-	err := c.nacker.Nack(c.bus.settling, []transport.Receipt{l.f.msgs[l.i].Receipt()}, delay)
+	err := c.nacker.Nack(c.bus.settling, []transport.Receipt{l.f.msgs[l.i].Receipt()}, min(delay, forever))
 	if err != nil {
 		c.bus.cfg.logger.Warn("echo: giving back failed, message will come again when its lease ends", "topic", c.topic, "group", c.cfg.Group,
 			"id", l.f.msgs[l.i].ID, "error", err)

@@ -75,6 +75,7 @@ func (l *Limits) check(m *transport.Message) error {
 const (
 	maxOwn        = 4 << 10
 	maxOwnHeaders = 16
+	maxOwnName    = 64
 )
 
 func (l *Limits) checkHeader(header map[string]string) error {
@@ -91,8 +92,10 @@ func (l *Limits) checkHeader(header map[string]string) error {
 	}
 	total, own := 0, 0
 	for name, value := range header {
-		if strings.HasPrefix(name, reserved) {
+		if strings.HasPrefix(name, reserved) && len(name) <= maxOwnName && len(value) <= maxOwn && isToken(name) && isText(value) {
 			own += len(name) + len(value)
+			total += len(name) + len(value)
+			continue
 		}
 		switch {
 		case len(name) > l.HeaderName:

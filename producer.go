@@ -40,14 +40,8 @@ func NewProducer[M any](b *Bus, topic *Topic[M]) *Producer[M] {
 	if p.err = b.err; p.err == nil {
 		p.err = topic.check(b)
 	}
-	if p.err == nil && topic.cfg.dedup > 0 && !b.dedups {
-		p.err = fmt.Errorf("topic %s: WithDedup: the transport does not deduplicate messages: %w", topic.name, errors.ErrUnsupported)
-	}
-	if p.err == nil && transport.IsPattern(topic.name) {
-		p.err = fmt.Errorf("topic %s is a pattern, which nothing can be published to", topic.name)
-	}
-	if p.err == nil && topic.read != nil {
-		p.err = fmt.Errorf("topic %s is of dead letters, to which only failures lead", topic.name)
+	if p.err == nil {
+		p.err = topic.publishable(b)
 	}
 	if p.err != nil {
 		return p
@@ -59,6 +53,20 @@ func NewProducer[M any](b *Bus, topic *Topic[M]) *Producer[M] {
 		p.send = b.cfg.hooks[i](p.send)
 	}
 	return p
+}
+
+// publishable returns why nothing can be published to a topic on a bus.
+func (t *Topic[M]) publishable(b *Bus) error {
+	_, dead := transport.CutDead(t.name)
+	switch {
+	case dead:
+		return fmt.Errorf("topic %s is of dead letters, to which only failures lead", t.name)
+	case transport.IsPattern(t.name):
+		return fmt.Errorf("topic %s is a pattern, which nothing can be published to", t.name)
+	case t.cfg.dedup > 0 && !b.dedups:
+		return fmt.Errorf("topic %s: WithDedup: the transport does not deduplicate messages: %w", t.name, errors.ErrUnsupported)
+	}
+	return nil
 }
 
 // one lends out the slice of one message that a Publish sends.

@@ -269,7 +269,7 @@ func (l *loop[M]) collect(items []item, max int, wait time.Duration) ([]item, er
 			items = append(items, it)
 		case len(items) == 0:
 			return items, err
-		case l.receive.Err() != nil || ctx.Err() == nil:
+		case l.receive.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
 			l.late = err
 			return items, nil
 		default:
@@ -306,7 +306,6 @@ func (l *loop[M]) next(ctx context.Context, most int) (item, error) {
 		if err != nil {
 			return item{}, err
 		}
-		f.byHand = true
 		l.f, l.i = f, 0
 	}
 }
@@ -328,6 +327,10 @@ func (l *loop[M]) hand(items []item, yield func(Batch[M], error) bool) bool {
 		}
 		m := l.from.message(it.f, it.i, new(M), 0)
 		if len(batch) > 0 && !yield(batch, nil) {
+			if it.f.move(it.i, running, gone) { // it was not yielded
+				l.c.inHand.Add(-1)
+				l.c.untake(it.f.msgs[it.i : it.i+1])
+			}
 			return false
 		}
 		batch = nil
@@ -348,9 +351,9 @@ func (l *loop[M]) barred(it item) bool {
 		return false
 	case err == nil:
 		l.c.count.duplicates.Add(1)
-		it.f.delivery(it.i).ack(l.c.bus.settling)
+		it.f.delivery(it.i).drop(l.c.bus.settling)
 	case err == errNotForUs:
-		it.f.delivery(it.i).ack(l.c.bus.settling)
+		it.f.delivery(it.i).drop(l.c.bus.settling)
 	default:
 		reason, _ := l.c.cfg.retry.judge(1, err)
 		it.f.delivery(it.i).reject(l.c.bus.settling, reason, err)
@@ -364,11 +367,8 @@ func (l *loop[M]) start(it item) bool {
 		return false
 	}
 	l.c.inHand.Add(1)
-	if l.c.lease > 0 && clock()-it.f.kept > l.c.lease/10 {
-		d := it.f.delivery(it.i)
-		if err := d.extend(l.c.bus.settling, 0); errors.Is(err, ErrLeaseLost) {
-			it.f.move(it.i, running, lost)
-			l.c.inHand.Add(-1)
+	if l.c.lease > 0 && clock()-l.c.keptAt(it.f) > l.c.lease/10 {
+		if err := it.f.delivery(it.i).extend(l.c.bus.settling, 0); errors.Is(err, ErrLeaseLost) {
 			return false
 		}
 	}

@@ -15,7 +15,7 @@ import (
 
 // redriveGroup is the group in which Redrive takes dead letters: what it has
 // yet to settle are the dead letters that are open.
-const redriveGroup = "redrive"
+const redriveGroup = transport.RedriveGroup
 
 // Redriven is what [Redrive] did.
 type Redriven struct {
@@ -76,7 +76,7 @@ func redrive[M any](ctx context.Context, b *Bus, dead *Topic[DeadLetter[M]], fil
 	r := &redriving[M]{
 		sub: sub, mover: mover, filter: filter, done: done, end: end,
 		c:    &Consumer[DeadLetter[M]]{core: &consumer{bus: b, topic: dead.name}, read: dead.read},
-		room: make([]transport.Message, 64),
+		room: make([]transport.Message, 64), held: time.Now(),
 	}
 	r.home, _ = transport.CutDead(dead.name)
 	if rate > 0 {
@@ -111,7 +111,7 @@ func endOf(ctx context.Context, b *Bus, topic string) (transport.Position, error
 }
 
 // Dead letters that are looked at are leased for so long.
-const redriveLease = 5 * time.Second
+const redriveLease = 30 * time.Second
 
 // redriving is a Redrive under way.
 type redriving[M any] struct {
@@ -134,7 +134,7 @@ type redriving[M any] struct {
 func (r *redriving[M]) some(ctx context.Context) (over bool, err error) {
 	until := time.Now().Add(redriveLease + 2*time.Second)
 	for {
-		if err := r.hold(ctx); err != nil {
+		if err := r.keep(ctx, nil); err != nil {
 			return false, err
 		}
 		some, cancel := context.WithTimeout(ctx, redriveLease/3)
@@ -144,6 +144,9 @@ func (r *redriving[M]) some(ctx context.Context) (over bool, err error) {
 		switch {
 		case err == nil:
 			for i := range r.room[:n] {
+				if err := r.keep(ctx, r.room[i:n]); err != nil {
+					return false, err
+				}
 				if r.room[i].Position.Compare(r.end) > 0 {
 					return true, nil
 				}
@@ -163,14 +166,19 @@ func (r *redriving[M]) some(ctx context.Context) (over bool, err error) {
 	}
 }
 
-// hold extends the leases of what is kept, when it is time.
-func (r *redriving[M]) hold(ctx context.Context) error {
+// keep extends the leases of what is kept, and of what is to be looked at, when
+// it is time.
+func (r *redriving[M]) keep(ctx context.Context, next []transport.Message) error {
 	e, ok := transport.As[transport.Extender](r.sub)
-	if !ok || len(r.kept) == 0 || time.Since(r.held) < redriveLease/3 {
+	if !ok || len(r.kept)+len(next) == 0 || time.Since(r.held) < redriveLease/4 {
 		return nil
 	}
 	r.held = time.Now()
-	err := e.Extend(ctx, r.kept, 0)
+	rs := slices.Clone(r.kept)
+	for i := range next {
+		rs = append(rs, next[i].Receipt())
+	}
+	err := e.Extend(ctx, rs, 0)
 	if late, ok := errors.AsType[*transport.LeaseError](err); ok { // they come again
 		r.kept = slices.DeleteFunc(r.kept, late.Has)
 		r.done.Kept = len(r.kept)
@@ -187,9 +195,6 @@ func (r *redriving[M]) one(ctx context.Context, raw *transport.Message) error {
 	}
 	m := Message[DeadLetter[M]]{*v, raw.ID, r.c.core.topic, raw.Key, raw.Time, ownHeader(raw.Header), version, raw.Attempt, delivery{}}
 	if r.filter != nil && !r.filter(m) {
-		if len(r.kept) == 0 {
-			r.held = time.Now()
-		}
 		r.kept = append(r.kept, raw.Receipt())
 		r.done.Kept++
 		return nil
@@ -233,9 +238,10 @@ func homeward(m *transport.Message) transport.Message {
 	h := *m
 	redrives, _ := strconv.Atoi(m.Header[headRedrives])
 	group := m.Header[headDeadGroup]
-	h.Header = maps.Clone(m.Header)
+	h.Header = make(map[string]string, len(m.Header)+2)
+	maps.Copy(h.Header, m.Header)
 	maps.DeleteFunc(h.Header, func(name, _ string) bool { return strings.HasPrefix(name, headDead) || name == headExpires })
-	h.Header[headRedrives] = strconv.Itoa(redrives + 1)
+	h.Header[headRedrives] = strconv.Itoa(max(redrives, 0)%1e9 + 1)
 	if group != "" {
 		h.Header[headFor] = group
 	}

@@ -13,12 +13,16 @@ import (
 //
 // A failed message never holds others up: it goes back to its group until it is
 // due. One with a key waits in the consumer instead, together with what comes
-// after it under this key, so that the order of the key survives. So does one
-// whose remaining attempts take less than a second altogether.
+// after it under this key, so that the order of the key survives; these messages
+// count against [WithPrefetch], so a key that never succeeds stops its consumer
+// in the end, unless Attempts ends it before. One whose remaining attempts take
+// less than a second altogether waits in the consumer, too.
 type Retry struct {
 	// Attempts is how often a message is tried before it becomes a dead letter;
 	// 0 means that it never does. A process that ended while it had the message
-	// made an attempt, too.
+	// made an attempt, too. Attempts that a consumer made while it kept the
+	// message are its own knowledge: when it stops before the last one, they
+	// count as one for whoever goes on.
 	Attempts int
 	// Min and Max bound the exponential back-off: the n-th attempt is followed by
 	// a random time up to Min·2^(n-1), at most Max. The defaults are 100 ms and 30 s.
@@ -52,9 +56,12 @@ const (
 )
 
 func (r Retry) filled() Retry {
-	if r.Min == 0 && r.Max == 0 {
+	switch {
+	case r.Min == 0 && r.Max == 0:
 		r.Min, r.Max = defaultMinBackoff, defaultMaxBackoff
-	} else if r.Max == 0 {
+	case r.Min == 0:
+		r.Min = min(defaultMinBackoff, r.Max)
+	case r.Max == 0:
 		r.Max = max(r.Min, defaultMaxBackoff)
 	}
 	return r
@@ -102,10 +109,13 @@ func (r *Retry) longest(attempt int) time.Duration {
 		return r.Table[min(attempt, n)-1]
 	}
 	d := r.Min
-	for i := 1; i < attempt && d > 0 && d < r.Max; i++ {
+	for i := 1; i < attempt && d < r.Max; i++ {
+		if d > r.Max/2 {
+			return r.Max
+		}
 		d *= 2
 	}
-	return max(0, min(d, r.Max))
+	return min(d, r.Max)
 }
 
 // inPlace is how long messages without a key may wait in their consumer.
@@ -118,10 +128,16 @@ func (r *Retry) brief(attempt int) bool {
 		return false
 	}
 	var sum time.Duration
-	for ; attempt < r.Attempts && sum < inPlace; attempt++ {
-		sum += r.longest(attempt)
+	for last := max(64, len(r.Table)); attempt < r.Attempts; attempt++ {
+		d := r.longest(attempt)
+		if attempt >= last { // all others are as long
+			return d == 0 || time.Duration(r.Attempts-attempt) < (inPlace-sum)/d
+		}
+		if sum += min(d, inPlace); sum >= inPlace {
+			return false
+		}
 	}
-	return sum < inPlace
+	return true
 }
 
 // Reject returns an error with which a handler says that its message shall not
@@ -162,6 +178,16 @@ func (r *retryAfter) Error() string {
 
 func (r *retryAfter) Unwrap() error { return r.err }
 
+// retryable asks Retryable. One that panics does not say no.
+func (r *Retry) retryable(err error) (yes bool) {
+	defer func() {
+		if recover() != nil {
+			yes = true
+		}
+	}()
+	return r.Retryable(err)
+}
+
 // judge decides what becomes of a message after an attempt failed: it is dead
 // for a reason, or due again after a wait.
 func (r *Retry) judge(attempt int, err error) (reason string, wait time.Duration) {
@@ -174,7 +200,7 @@ func (r *Retry) judge(attempt int, err error) (reason string, wait time.Duration
 		return ReasonAttempts, 0
 	case told:
 		return "", after.d
-	case r.Retryable != nil && !r.Retryable(err):
+	case r.Retryable != nil && !r.retryable(err):
 		return ReasonRejected, 0
 	}
 	return "", r.wait(attempt)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 )
@@ -93,8 +94,13 @@ func (u *use) next(ctx context.Context) (*fetch, error) {
 }
 
 // report tells of a loss.
-func (c *consumer) report(ctx context.Context, err error) error {
+func (c *consumer) report(ctx context.Context, err error) (end error) {
 	if c.cfg.onError != nil {
+		defer func() {
+			if p := recover(); p != nil {
+				end = &PanicError{Value: p, Stack: debug.Stack()}
+			}
+		}()
 		return c.cfg.onError(ctx, err)
 	}
 	c.bus.cfg.logger.Error("echo: messages lost", "topic", c.topic, "group", c.cfg.Group, "error", err)

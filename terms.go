@@ -189,14 +189,14 @@ func expired(m *transport.Message, now time.Time) bool {
 	return err == nil && now.UnixMilli() >= at
 }
 
-// memory is what a consumer remembers of the messages it handled: all of the
-// last window at least, in two halves that take turns.
+// memory is what a consumer remembers of the messages it handled within the
+// last window, in two halves that take turns.
 type memory struct {
 	window time.Duration
 
-	mu    sync.Mutex      // guards the rest
-	now   map[string]bool // true: handled; false: being handled
-	past  map[string]bool
+	mu    sync.Mutex               // guards the rest
+	now   map[string]time.Duration // when they were handled; -1: being handled
+	past  map[string]time.Duration
 	since time.Duration // when now began
 	lost  uint64        // forgotten before their time
 }
@@ -204,7 +204,7 @@ type memory struct {
 const maxRemembered = 1 << 16
 
 func newMemory(window time.Duration) *memory {
-	return &memory{window: window, now: make(map[string]bool), since: clock()}
+	return &memory{window: window, now: make(map[string]time.Duration), since: clock()}
 }
 
 // nameOf is by what a message is known again.
@@ -215,28 +215,33 @@ func nameOf(m *transport.Message) string {
 	return m.ID
 }
 
+// look returns what is known of a message. The caller holds mu.
+func (d *memory) look(name string) (handled, busy bool) {
+	d.turn()
+	at, ok := d.now[name]
+	if !ok {
+		at, ok = d.past[name]
+	}
+	return ok && at >= 0 && clock()-at < d.window, ok && at < 0
+}
+
 // begin reports whether a message was handled, or is being handled; otherwise
 // it is from now on.
 func (d *memory) begin(name string) (handled, busy bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.turn()
-	handled, busy = d.now[name]
-	if !busy {
-		handled, busy = d.past[name]
+	if handled, busy = d.look(name); !handled && !busy {
+		d.now[name] = -1
 	}
-	if !busy {
-		d.now[name] = false
-	}
-	return handled, busy && !handled
+	return handled, busy
 }
 
 // knows reports whether a message was handled.
 func (d *memory) knows(name string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.turn()
-	return d.now[name] || d.past[name]
+	handled, _ := d.look(name)
+	return handled
 }
 
 // end notes what became of a message.
@@ -246,7 +251,7 @@ func (d *memory) end(name string, handled bool) {
 	d.turn()
 	delete(d.past, name)
 	if handled {
-		d.now[name] = true
+		d.now[name] = max(clock(), 0)
 	} else {
 		delete(d.now, name)
 	}
@@ -263,7 +268,7 @@ func (d *memory) turn() {
 		d.lost += uint64(len(d.past))
 	}
 	if d.past == nil || old && now-d.since >= 2*d.window {
-		d.past = make(map[string]bool)
+		d.past = make(map[string]time.Duration)
 	}
 	d.now, d.past, d.since = d.past, d.now, now
 	clear(d.now)

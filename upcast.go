@@ -61,7 +61,7 @@ func link(upcasts []upcast, version int, to reflect.Type) error {
 			return fmt.Errorf("Upcast from version %d makes a %v, and %s a %v", u.from, u.new, what, next)
 		}
 		if u.from >= version {
-			return fmt.Errorf("Upcast from version %d, and WithVersion says that the topic's is %d", u.from, version)
+			return fmt.Errorf("Upcast from version %d, and the topic's version, which WithVersion sets, is %d", u.from, version)
 		}
 	}
 	return nil

@@ -18,7 +18,7 @@ func TestUpcastsThatDoNotFitAreRefusedByName(t *testing.T) {
 		"Upcast from version 1 makes a echo_test.two, and the Upcast from version 2 takes a echo_test.one": echo.NewTopic[two]("t", echo.WithVersion(3), echo.Upcast(1, up), echo.Upcast(2, up)),
 		"Upcast from version 0 makes a int, and the topic carries a echo_test.two":                         echo.NewTopic[two]("t", echo.WithVersion(3), echo.Upcast(0, func(one) (int, error) { return 0, nil })),
 		"Upcast from version 1 is given twice":                                                             echo.NewTopic[two]("t", echo.WithVersion(3), echo.Upcast(1, up), echo.Upcast(1, up)),
-		"Upcast from version 3, and WithVersion says that the topic's is 3":                                echo.NewTopic[two]("t", echo.WithVersion(3), echo.Upcast(3, up)),
+		"Upcast from version 3, and the topic's version, which WithVersion sets, is 3":                     echo.NewTopic[two]("t", echo.WithVersion(3), echo.Upcast(3, up)),
 		"Upcast from version -1: versions begin at 0":                                                      echo.NewTopic[two]("t", echo.WithVersion(3), echo.Upcast(-1, up)),
 		"Upcast from version 1: the function is nil":                                                       echo.NewTopic[two]("t", echo.WithVersion(3), echo.Upcast[one, two](1, nil)),
 	} {

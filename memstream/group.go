@@ -114,8 +114,8 @@ func (g *group) giveBack(i uint64, p *parked, delay, now time.Duration) {
 		g.ready.push(0, i)
 		return
 	}
-	g.delayed.push(now+delay, i)
-	g.arm(now+delay, now)
+	g.delayed.push(after(now, delay), i)
+	g.arm(after(now, delay), now)
 }
 
 // giveBackRun parks the messages of run k and makes them deliverable again.

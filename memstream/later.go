@@ -40,6 +40,9 @@ func (q *laterQueue) Pop() any {
 	return x
 }
 
+// errLaterFull says that no more messages can be kept until they are due.
+var errLaterFull = fmt.Errorf("%w of messages that are due later", transport.ErrFull)
+
 // postpone keeps a message until it is due, within the bounds of the topic.
 func (t *topic) postpone(m *transport.Message, size int, delay time.Duration) error {
 	l := &t.later
@@ -47,15 +50,15 @@ func (t *topic) postpone(m *transport.Message, size int, delay time.Duration) er
 	case t.cfg.maxAge > 0 && delay > t.cfg.maxAge:
 		return fmt.Errorf("message %s is due in %v, and WithMaxAge(%v) keeps none for so long", m.ID, delay, t.cfg.maxAge)
 	case len(l.queue) >= t.cfg.maxMessages || l.bytes+size > t.cfg.maxBytes:
-		return transport.ErrFull
+		return errLaterFull
 	}
 	l.n++
-	d := delayed{clock() + delay, l.n, size, *m}
+	d := delayed{after(clock(), delay), l.n, size, *m}
 	d.msg.Terms = nil
 	heap.Push(&l.queue, d)
 	l.bytes += size
 	if l.queue[0].n == d.n {
-		t.armLater(delay)
+		t.armLater(min(delay, century))
 	}
 	return nil
 }

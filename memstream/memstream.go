@@ -18,6 +18,7 @@
 package memstream
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -103,6 +104,9 @@ func (t *Transport) SendsImmediately() bool { return true }
 // Send implements [transport.Sender]. A full topic makes it wait, refuse
 // (an error that wraps [transport.ErrFull]), or drop, as [WithFull] says.
 func (t *Transport) Send(ctx context.Context, name string, msgs []transport.Message) (int, error) {
+	if transport.IsInbox(name) && !t.wanted(name) {
+		return t.nobody(ctx, name, msgs)
+	}
 	tp, err := t.topic(name)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", transport.ErrNotPublished, err)
@@ -113,7 +117,7 @@ func (t *Transport) Send(ctx context.Context, name string, msgs []transport.Mess
 // Open implements [transport.Opener].
 func (t *Transport) Open(name string) func(context.Context, string, []transport.Message) (int, error) {
 	tp, err := t.topic(name)
-	if err != nil {
+	if err != nil || transport.IsInbox(name) {
 		return t.Send
 	}
 	return func(ctx context.Context, _ string, msgs []transport.Message) (int, error) {
@@ -194,6 +198,28 @@ func (t *Transport) topic(name string) (*topic, error) {
 	return tp, nil
 }
 
+// nobody is Send to a topic for replies that nobody receives from.
+func (t *Transport) nobody(ctx context.Context, name string, msgs []transport.Message) (int, error) {
+	t.mu.RLock()
+	closed := t.closed
+	t.mu.RUnlock()
+	err := cmp.Or(t.err, transport.CheckName("topic", name), ctx.Err())
+	if closed {
+		err = transport.ErrClosed
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", transport.ErrNotPublished, err)
+	}
+	return len(msgs), nil
+}
+
+// wanted reports whether anybody subscribed to a topic.
+func (t *Transport) wanted(name string) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.topics[name] != nil
+}
+
 // forget removes a topic that nobody needs any more. The caller holds the
 // topic's lock, and so nobody who holds t.mu may ask for that.
 func (t *Transport) forget(tp *topic) {
@@ -238,3 +264,8 @@ func (t *Transport) Stats(topic string) Stats {
 var start = time.Now()
 
 func clock() time.Duration { return time.Since(start) }
+
+// after is d from now on the clock, a century at most.
+func after(now, d time.Duration) time.Duration { return now + min(d, century) }
+
+const century = 100 * 365 * 24 * time.Hour

@@ -9,7 +9,8 @@ import (
 )
 
 // Move implements [transport.Mover]. A topic that is full makes it wait, or
-// refuse, as [WithFull] says.
+// refuse, as [WithFull] says; one of dead letters refuses, so that nobody is
+// held up by a message that failed.
 func (s *subscription) Move(ctx context.Context, name string, m transport.Message, r transport.Receipt) error {
 	if s.group.name == "" {
 		return fmt.Errorf("moving messages of a broadcast subscription: %w", errors.ErrUnsupported)
@@ -28,7 +29,7 @@ func (s *subscription) Move(ctx context.Context, name string, m transport.Messag
 			return fmt.Errorf("%w: %w", transport.ErrNotPublished, context.Cause(ctx))
 		}
 		err := s.moveNow(to, msgs, rs)
-		if err == transport.ErrFull && to.cfg.full == Block {
+		if _, dead := transport.CutDead(name); err == transport.ErrFull && to.cfg.full == Block && !dead {
 			to.mu.Lock()
 			err = to.awaitRoom(ctx)
 			to.mu.Unlock()
@@ -39,7 +40,7 @@ func (s *subscription) Move(ctx context.Context, name string, m transport.Messag
 		if err == nil || errors.Is(err, transport.ErrLeaseLost) || err == transport.ErrClosed {
 			return err
 		}
-		return fmt.Errorf("%w: %w", transport.ErrNotPublished, err)
+		return fmt.Errorf("%w: topic %s: %w", transport.ErrNotPublished, name, err)
 	}
 }
 
@@ -59,6 +60,9 @@ func (s *subscription) moveNow(to *topic, msgs []transport.Message, rs []transpo
 	now := clock()
 	if lost := s.apply(rs, settlement{run: func(int, uint64, uint64) {}, parked: func(uint64, *parked) {}}, now, nil); lost != nil {
 		return &transport.LeaseError{Lost: lost}
+	}
+	if _, dead := transport.CutDead(to.name); dead && to.named[transport.RedriveGroup] == nil {
+		to.newGroup(transport.RedriveGroup, to.log.first, 0)
 	}
 	n, err := to.appendAll(msgs)
 	if err == transport.ErrFull && to.cfg.full == Reject {

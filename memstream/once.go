@@ -37,6 +37,6 @@ func (t *topic) note(name string, window time.Duration) {
 		k++
 	}
 	clear(o.order[:k])
-	o.order = append(o.order[k:], named{name, now + window})
-	o.until[name] = now + window
+	o.order = append(o.order[k:], named{name, after(now, window)})
+	o.until[name] = after(now, window)
 }

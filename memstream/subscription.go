@@ -182,7 +182,7 @@ func (s *subscription) take(dst []transport.Message) (int, error) {
 		n += s.takeNew(room-n, now)
 	}
 	if n > 0 {
-		g.arm(now+s.lease, now)
+		g.arm(after(now, s.lease), now)
 	}
 	return n, nil
 }
@@ -197,7 +197,7 @@ func (s *subscription) takeReady(dst []transport.Message, now time.Duration) (n 
 		g.ready.pop()
 		p.attempt++
 		p.token++
-		p.holder, p.deadline = s, now+s.lease
+		p.holder, p.deadline = s, after(now, s.lease)
 		s.hold(1, p.size)
 		dst[n] = p.msg
 		dst[n].Attempt, dst[n].Token = p.attempt, p.token
@@ -228,7 +228,7 @@ func (s *subscription) takeNew(room int, now time.Duration) (n int) {
 		i += uint64(to - from)
 	}
 	s.hold(int(last-first), log.size(first, last))
-	g.flight = append(g.flight, run{first, last, s, now + s.lease})
+	g.flight = append(g.flight, run{first, last, s, after(now, s.lease)})
 	g.limit()
 	g.next = last
 	return int(last - first)
@@ -312,11 +312,11 @@ func (s *subscription) Extend(ctx context.Context, rs []transport.Receipt, lease
 	g, now := s.group, clock()
 	return s.each(ctx, rs, settlement{
 		run: func(k int, a, b uint64) {
-			g.flight.extend(k, a, b, now+lease)
-			g.arm(now+lease, now)
+			g.flight.extend(k, a, b, after(now, lease))
+			g.arm(after(now, lease), now)
 		},
 		parked: func(_ uint64, p *parked) {
-			p.deadline = now + lease
+			p.deadline = after(now, lease)
 			g.arm(p.deadline, now)
 		},
 	})

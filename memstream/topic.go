@@ -70,7 +70,11 @@ func (t *topic) send(ctx context.Context, msgs []transport.Message) (int, error)
 		if t.wake(k); err == nil {
 			return n, nil
 		}
-		if err == transport.ErrFull {
+		switch {
+		case err == errLaterFull && t.cfg.full != Block:
+			t.stats.Rejected += uint64(len(msgs) - n)
+			err = fmt.Errorf("%w: topic %s holds %d of them, %d bytes", err, t.name, len(t.later.queue), t.later.bytes)
+		case err == transport.ErrFull || err == errLaterFull:
 			if t.cfg.full == Reject {
 				t.stats.Rejected += uint64(len(msgs) - n)
 				err = fmt.Errorf("%w: topic %s holds %d messages, %d bytes", err, t.name, t.log.len(), t.log.bytes())

@@ -33,7 +33,8 @@ func (s *member) Move(ctx context.Context, topic string, m transport.Message, r 
 		s.t.count.stale.Add(1)
 		return leaseError(set.lost)
 	}
-	held, err := s.move(ctx, s.t.key(topic), r.Position, x.args, set.tried)
+	_, dead := transport.CutDead(topic)
+	held, err := s.move(ctx, s.t.key(topic), r.Position, x.args, dead, set.tried)
 	if err != nil {
 		s.restore(set)
 		s.t.failed(err)
@@ -51,13 +52,17 @@ func (s *member) Move(ctx context.Context, topic string, m transport.Message, r 
 // answer was lost, and now it is not held.
 var errMaybeMoved = errors.New("an earlier attempt may have moved it")
 
-// move runs the script, and reports whether s held the entry. tried tells that
-// this may have been done before.
-func (s *member) move(ctx context.Context, to string, from transport.Position, fields []any, tried bool) (held bool, err error) {
+// move runs the script, and reports whether s held the entry. dead tells that
+// the other topic is one of dead letters, tried that this may have been done before.
+func (s *member) move(ctx context.Context, to string, from transport.Position, fields []any, dead, tried bool) (held bool, err error) {
 	s.state.Lock()
 	names := s.names
 	s.state.Unlock()
-	args := append(make([]any, 0, 3+len(names)+len(fields)), s.name.group, from.String(), len(names))
+	group := "" // to make
+	if dead {
+		group = transport.RedriveGroup
+	}
+	args := append(make([]any, 0, 4+len(names)+len(fields)), s.name.group, from.String(), group, len(names))
 	for _, name := range names {
 		args = append(args, name)
 	}

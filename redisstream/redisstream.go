@@ -338,7 +338,7 @@ func (t *Transport) Subscribe(ctx context.Context, topic string, opts transport.
 	if opts.Lease == 0 {
 		opts.Lease = t.cfg.lease
 	}
-	opts.Lease = max(opts.Lease, time.Millisecond)
+	opts.Lease = min(max(opts.Lease, time.Millisecond), horizon)
 	if err := t.connect(ctx); err != nil {
 		return nil, err
 	}

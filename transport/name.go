@@ -13,6 +13,11 @@ const MaxName = 200
 // reach both.
 func DeadTopic(topic string) string { return topic + deadSuffix }
 
+// RedriveGroup is the group of a topic of dead letters by which these are sent
+// home. Move makes it with the first one, so that retention by what groups have
+// acknowledged keeps all that are not.
+const RedriveGroup = "redrive"
+
 // CutDead returns the topic whose dead letters a topic keeps, if it does.
 func CutDead(topic string) (of string, ok bool) {
 	of, ok = strings.CutSuffix(topic, deadSuffix)

@@ -200,6 +200,51 @@ var deadLetters = []promise{
 		}
 		assert.ErrorContains(b, echo.NewProducer(b.bus, echo.DeadLetters(jobs)).Publish(b.Context(), echo.DeadLetter[job]{}), "only failures lead")
 	}},
+	{"messages that die while dead letters go home are for the next time", func(b *bench) {
+		c := subscribe(b, jobs, echo.WithGroup("g"))
+		running(b, c, func(context.Context, echo.Message[job]) error { return echo.Reject(errBad) })
+		b.publish(numbers(0, 5)...)
+		b.dead(5)
+		done, err := echo.Redrive(b.Context(), b.bus, jobs, nil, 50)
+		require.NoError(b, err)
+		assert.Equal(b, 5, done.Sent)
+	}},
+	{"what a handler gives back by hand was not handled, whatever is remembered", func(b *bench) {
+		tries := make(chan int, 10)
+		c := subscribe(b, jobs, echo.WithGroup("g"), echo.WithDedup(time.Hour))
+		running(b, c, func(ctx context.Context, m echo.Message[job]) error {
+			tries <- m.Attempt
+			switch {
+			case m.Value.N == 1 && m.Attempt == 1:
+				return m.Nack(ctx, 0)
+			case m.Value.N == 2 && m.Headers == nil:
+				return m.Reject(ctx, errBad)
+			}
+			return nil
+		})
+		b.publish(job{N: 1})
+		assert.Equal(b, 1, <-tries)
+		assert.Equal(b, 2, <-tries)
+		b.publish(job{N: 2})
+		assert.Equal(b, 1, <-tries)
+		b.dead(1)
+		_, err := echo.Redrive(b.Context(), b.bus, jobs, nil, 0)
+		require.NoError(b, err)
+		assert.Equal(b, 1, <-tries, "it comes home")
+	}},
+	{"a loop remembers what it acknowledged, and nothing else", func(b *bench) {
+		// One message dies in two groups and comes home to both.
+		for _, group := range []string{"a", "b"} {
+			c := subscribe(b, jobs, echo.WithGroup(group))
+			running(b, c, func(context.Context, echo.Message[job]) error { return echo.Reject(errBad) })
+			defer c.Close()
+		}
+		b.publish(job{N: 1})
+		b.dead(2)
+		look := subscribe(b, echo.DeadLetters(jobs), echo.WithGroup("again"))
+		take(b, look, 2)
+		look.Close()
+	}},
 	{"a rejected message of a broadcast is given up", func(b *bench) {
 		r := newRecord()
 		running(b, subscribe(b, jobs, brisk(2)), func(_ context.Context, m echo.Message[job]) error {
