@@ -3,6 +3,7 @@ package migrate_test
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
@@ -318,7 +319,7 @@ func TestBridgeEndsWhenEitherTransportIsClosed(t *testing.T) {
 
 // A bridge is killed in the middle of its work, again and again.
 func TestBridgeKilledAtAnyTimeLosesNothing(t *testing.T) {
-	const n, kills = 3000, 12
+	const n, kills = 6000, 15
 	from, to := prefix(), prefix()
 	env := append(os.Environ(), workerAddr+"="+shared.Addr(), workerFrom+"="+from, workerTo+"="+to, "GORACE=atexit_sleep_ms=0", "GOCOVERDIR="+t.TempDir())
 	source := opened(t, overRedis(redisstream.WithPrefix(from)))
@@ -331,16 +332,25 @@ func TestBridgeKilledAtAnyTimeLosesNothing(t *testing.T) {
 		}
 		send(t, source, "t", batch...)
 	}
-	seen := map[string]int{}
-	handled := 0
 	for k := range kills + 1 {
 		p, err := os.StartProcess(os.Args[0], []string{os.Args[0]}, &os.ProcAttr{Env: env, Files: []*os.File{nil, os.Stdout, os.Stderr}})
 		require.NoError(t, err)
-		for until := min(n, n*(k+1)/(kills+2)); len(seen) < until || k == kills && len(seen) < n; handled++ {
-			seen[take(t, s, 1)[0]]++
+		for until := kept(t, target) + 50 + rand.IntN(100); k < kills && kept(t, target) < until; { // so that it is busy when it is killed
+			require.NoError(t, t.Context().Err())
+		}
+		if k == kills {
+			eventually(t, workerLease+20*time.Second, "the rest", func() bool {
+				i := inspect(t, source, "t")
+				g := i.Group("bridge")
+				return g.Lag == 0 && g.Pending == 0
+			})
 		}
 		p.Kill()
 		p.Wait()
+	}
+	seen, handled := map[string]int{}, kept(t, target)
+	for _, m := range receive(t, s, handled) {
+		seen[m.ID]++
 	}
 	assert.Len(t, seen, n)
 	t.Logf("%d messages, %d kills, %d repetitions", n, kills, handled-n)

@@ -153,7 +153,9 @@ func goThrough(t *testing.T, a, b transport.Transport, orderly bool) {
 	ctx, cancel := context.WithCancel(t.Context())
 	m := newMove(t, ctx)
 	old, new := func() transport.Transport { return transport.KeepOpen(a) }, func() transport.Transport { return transport.KeepOpen(b) }
-	drains := func() *migrate.Draining { return migrate.Drainover(old(), new(), migrate.WithQuiet(300*time.Millisecond)) }
+	drains := func() *migrate.Draining {
+		return migrate.Drainover(old(), new(), migrate.WithQuiet(300*time.Millisecond))
+	}
 	var publishing sync.WaitGroup
 	var ps []*publisher
 	for _, keys := range [][]string{{"a", "b", "c"}, {"d", "e"}} {
