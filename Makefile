@@ -7,6 +7,8 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
+# Modules of their own, with what users of the library shall not require.
+NESTED := bench outbox/dbtest examples/outbox
 # How long each fuzz target runs.
 FUZZTIME ?= 60s
 # The database of known vulnerabilities, or a mirror of it.
@@ -23,7 +25,10 @@ setup: ## Install what the tests need beyond Go
 test: setup ## Run all tests with the race detector, in random order
 	CGO_ENABLED=1 go test -race -shuffle=on -timeout 20m ./...
 	go test -run 'AtMostOnce|AMillion|TenThousand' . # what the race detector would distort
-	cd bench && CGO_ENABLED=1 go test -race -shuffle=on ./...
+	@for module in $(NESTED); do \
+		echo "cd $$module && go test -race -shuffle=on ./..."; \
+		(cd "$$module" && CGO_ENABLED=1 go test -race -shuffle=on -timeout 20m ./...) || exit; \
+	done
 	cd clients/js && npm ci --no-audit --no-fund && npm test
 
 soak: setup ## Run the faults of the Redis transport five times as long, and those that take long (half an hour)
@@ -35,15 +40,13 @@ lint: lint-go lint-modules lint-vulnerabilities ## Check format, vet, staticchec
 lint-go:
 	@echo gofmt -l .
 	@files=$$(gofmt -l .); [[ -z $$files ]] || { printf 'not formatted, run gofmt -w on:\n%s\n' "$$files"; exit 1; }
-	go vet ./...
-	cd bench && go vet ./...
-	go tool -modfile=tools/go.mod staticcheck ./...
-	cd bench && go tool -modfile=../tools/go.mod staticcheck ./...
-	go fix -diff ./...
-	cd bench && go fix -diff ./...
+	@root=$$PWD; for module in . $(NESTED); do \
+		echo "cd $$module && go vet ./... && staticcheck ./... && go fix -diff ./..."; \
+		(cd "$$module" && go vet ./... && go tool -modfile="$$root/tools/go.mod" staticcheck ./... && go fix -diff ./...) || exit; \
+	done
 
 lint-modules:
-	@for module in . bench tools; do \
+	@for module in . $(NESTED) tools; do \
 		echo "cd $$module && go mod verify && go mod tidy -diff"; \
 		(cd "$$module" && go mod verify && go mod tidy -diff) || exit; \
 	done

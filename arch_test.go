@@ -26,6 +26,7 @@ var mayImport = map[string][]string{
 	"transport":               {},
 	"transport/transporttest": {"transport"}, // no testify: other people import it
 	"memstream":               {"transport"}, // a driver does not know echo
+	"outbox":                  {"transport"},
 	"redisstream":             {"transport", "internal/held", "github.com/redis/go-redis/v9", "github.com/redis/go-redis/v9/maintnotifications"},
 	"migrate":                 {"transport"}, // between any two drivers
 	"wsstream":                {"transport", "internal/held", "github.com/coder/websocket"},

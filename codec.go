@@ -151,10 +151,11 @@ type decoders struct {
 	ownCodec   Codec
 	ownVersion int
 	byType     map[string]Codec
+	upcasts    []upcast
 }
 
 func newDecoders(b *Bus, topic topicConfig, codec Codec) decoders {
-	d := decoders{own: typeOf(codec, topic.version), ownCodec: codec, ownVersion: topic.version, byType: b.decoders}
+	d := decoders{own: typeOf(codec, topic.version), ownCodec: codec, ownVersion: topic.version, byType: b.decoders, upcasts: topic.upcasts}
 	if topic.codec != nil {
 		d.byType = maps.Clone(d.byType)
 		addCodecs(d.byType, append([]Codec{codec}, topic.also...))

@@ -32,12 +32,13 @@ type consumer struct {
 	memory    *memory            // of WithDedup, nil without it
 	lease     time.Duration      // 0: messages have no lease
 
-	using     atomic.Bool  // Run, Messages or Batches is under way
-	stopping  atomic.Bool  // nothing more is received
-	unlimited atomic.Bool  // the drain timeout does not apply
-	window    int          // messages to fetch at once; the receiver's
-	inHand    atomic.Int32 // unsettled messages that a loop has yielded
-	acking    sync.Mutex   // held while an ackSoon is under way; guards spareAck
+	using     atomic.Bool                   // Run, Messages or Batches is under way
+	stopping  atomic.Bool                   // nothing more is received
+	unlimited atomic.Bool                   // the drain timeout does not apply
+	paused    atomic.Pointer[chan struct{}] // closed by resume; nil: not paused
+	window    int                           // messages to fetch at once; the receiver's
+	inHand    atomic.Int32                  // unsettled messages that a loop has yielded
+	acking    sync.Mutex                    // held while an ackSoon is under way; guards spareAck
 	spareAck  []transport.Receipt
 
 	count counts
@@ -320,7 +321,7 @@ func (c *consumer) close() error {
 func (c *consumer) receive(ctx context.Context, most int) (*fetch, error) {
 	size := min(c.window, most)
 	f := c.unused(size)
-	n, err := c.sub.Receive(ctx, f.buf[:size])
+	n, err := c.take(ctx, f.buf[:size])
 	if err != nil {
 		c.mu.Lock()
 		c.spare = append(c.spare, f)
@@ -336,6 +337,48 @@ func (c *consumer) receive(ctx context.Context, most int) (*fetch, error) {
 		c.release()
 	}
 	return f, nil
+}
+
+// take receives messages, unless the consumer is paused: then it waits until it
+// is not.
+func (c *consumer) take(ctx context.Context, dst []transport.Message) (int, error) {
+	for {
+		if p := c.paused.Load(); p != nil {
+			select {
+			case <-*p:
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			}
+		}
+		n, err := c.sub.Receive(ctx, dst)
+		if err != nil || c.paused.Load() == nil {
+			return n, err
+		}
+		c.untake(dst[:n])
+	}
+}
+
+// untake gives back what was received and not begun.
+func (c *consumer) untake(msgs []transport.Message) {
+	rs := make([]transport.Receipt, len(msgs))
+	for i := range msgs {
+		rs[i] = msgs[i].Receipt()
+	}
+	c.giveBack(rs)
+}
+
+// pause stops receiving until resume. What was fetched and not begun goes back.
+func (c *consumer) pause() {
+	resumed := make(chan struct{})
+	if c.paused.CompareAndSwap(nil, &resumed) {
+		c.release()
+	}
+}
+
+func (c *consumer) resume() {
+	if p := c.paused.Swap(nil); p != nil {
+		close(*p)
+	}
 }
 
 // unused returns a fetch with room for size messages.
@@ -474,6 +517,11 @@ func (c *consumer) release() {
 		rs = f.receipts(rs, buffered)
 	}
 	c.mu.Unlock()
+	c.giveBack(rs)
+}
+
+// giveBack gives back what nobody began to handle.
+func (c *consumer) giveBack(rs []transport.Receipt) {
 	if len(rs) == 0 {
 		return
 	}

@@ -17,6 +17,7 @@ const (
 	ReasonAttempts    = "attempts"    // its attempts are used up
 	ReasonRejected    = "rejected"    // its handler said so, see Reject and Retry.Retryable
 	ReasonUndecodable = "undecodable" // it is no value of the topic's type
+	ReasonUpcast      = "upcast"      // it is of an earlier schema, and an Upcast failed
 	ReasonExpired     = "expired"     // it came after its time to live
 )
 

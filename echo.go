@@ -71,6 +71,12 @@ type Bus struct {
 	sending sync.WaitGroup // group commits under way
 	closed  atomic.Bool    // refuses publishing
 
+	callers  sync.Map       // of services, by these
+	replying sync.WaitGroup // the inbox under way
+
+	opening sync.Mutex // guards inbox
+	inbox   *inbox     // of replies to calls, nil until the first
+
 	mu        sync.Mutex // guards the rest
 	draining  bool       // refuses subscribing
 	consumers map[*consumer]struct{}
@@ -112,6 +118,31 @@ func New(opts ...BusOption) *Bus {
 	b.err = errors.Join(b.cfg.errs...)
 	b.settling = context.Background()
 	return b
+}
+
+// Open returns a bus over the transport of a URL, so that configuration swaps
+// it. ctx bounds connecting. mem:// is always there; other drivers register
+// themselves when the program imports them:
+//
+//	import _ "github.com/echobus/echo/redisstream" // redis://, rediss://, redis+sentinel://, redis+cluster://
+//	import _ "github.com/echobus/echo/wsstream"    // ws://, wss://
+//
+//	bus, err := echo.Open(ctx, os.Getenv("ECHO_URL"))
+//
+// Parameters of the URL are options of the driver, such as
+// mem://?messages=1000&full=reject, redis://localhost/0?prefix=shop or
+// wss://:token@example.com/echo. The options must not name another transport.
+func Open(ctx context.Context, url string, opts ...BusOption) (*Bus, error) {
+	t, err := transport.Open(ctx, url)
+	if err != nil {
+		return nil, fmt.Errorf("echo: %w", err)
+	}
+	b := New(append([]BusOption{WithTransport(t)}, opts...)...)
+	if b.err != nil {
+		t.Close()
+		return nil, fmt.Errorf("echo: open: %w", b.err)
+	}
+	return b, nil
 }
 
 // Account is what became of the messages that consumers held when [Bus.Close]
@@ -156,6 +187,7 @@ func (b *Bus) close(ctx context.Context) (Account, error) {
 		c.tally(&acc)
 	}
 	b.closed.Store(true)
+	b.closeInbox()
 	if running == 0 {
 		b.sending.Wait()
 	}

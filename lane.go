@@ -304,6 +304,10 @@ func (l *lane) do() {
 	default:
 		return // released, or its lease is lost
 	}
+	if l.r.c.paused.Load() != nil {
+		l.yield()
+		return
+	}
 	switch l.err = l.barred(); l.err {
 	case nil:
 		l.call()
@@ -318,6 +322,15 @@ func (l *lane) do() {
 		l.conclude()
 	}
 	l.called = false
+}
+
+// yield gives back the message under way, as the consumer is paused.
+func (l *lane) yield() {
+	if l.from != nil {
+		l.giveBack(0)
+	} else if l.f.move(l.i, running, gone) {
+		l.r.c.untake(l.f.msgs[l.i : l.i+1])
+	}
 }
 
 // barred returns why the handler is not to be called.

@@ -196,6 +196,14 @@ func (p *Producer[M]) encode(m *transport.Message, v M, cfg *publishConfig) erro
 	return p.bus.cfg.limits.check(m)
 }
 
+// id returns a fresh ID and the time it was made.
+func (p *Producer[M]) id() (string, time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id, now := p.ids.next()
+	return id, now.UTC().Round(0)
+}
+
 // boxed returns a pointer to a copy of v. Values that come in quick succession
 // share an allocation of up to 1 KiB. The caller holds mu.
 func (p *Producer[M]) boxed(v M) *M {
@@ -221,7 +229,12 @@ type publishConfig struct {
 	dueName string // the option that set it
 	ttl     time.Duration
 	once    string
-	err     error
+
+	reply string // where the reply to this request goes
+	call  uint64
+	until time.Time // when nobody waits for it any more
+
+	err error
 }
 
 func (c *publishConfig) fail(err error) { c.err = errors.Join(c.err, err) }

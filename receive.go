@@ -34,6 +34,15 @@ func (c *Consumer[M]) Close() error {
 	return c.core.close()
 }
 
+// Pause stops the consumer from taking messages until Resume. What it had
+// fetched and not begun goes back to its group; handlers under way go on, and
+// what waits to be tried again goes back when it is due. Other members of the
+// group are not concerned.
+func (c *Consumer[M]) Pause() { c.core.pause() }
+
+// Resume ends a Pause.
+func (c *Consumer[M]) Resume() { c.core.resume() }
+
 // Run handles messages until ctx ends or the consumer or its bus is closed,
 // which is no error, or the subscription fails for good. It waits for the
 // handlers under way and leaves the consumer closed.
@@ -97,8 +106,7 @@ func valueOf[M any](c *consumer, decs *decoders, raw *transport.Message) (v *M, 
 	if err != nil {
 		return nil, 0, c.undecodable(raw, err)
 	}
-	v = new(M)
-	if err := decode(codec, raw.Data, v); err != nil {
+	if v, err = decodeAs[M](decs, codec, version, raw.Data); err != nil {
 		return nil, 0, c.undecodable(raw, err)
 	}
 	return v, version, nil
@@ -324,7 +332,7 @@ func (l *loop[M]) hand(items []item, yield func(Batch[M], error) bool) bool {
 		}
 		batch = nil
 		goOn := yield(Batch[M]{m}, err)
-		m.d.reject(l.c.bus.settling, ReasonUndecodable, err)
+		m.d.reject(l.c.bus.settling, reasonOf(err), err)
 		if !goOn {
 			return false
 		}

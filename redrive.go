@@ -29,7 +29,7 @@ type Redriven struct {
 // which it died handles it, with all its attempts, and no other does.
 //
 // It returns when every dead letter that was there has been looked at, or ctx
-// ends. What it did not send home is as before. Several at a time share the work.
+// ends; those that die meanwhile are for the next time. What it did not send home is as before. Several at a time share the work.
 func Redrive[M any](ctx context.Context, b *Bus, topic *Topic[M], filter func(Message[DeadLetter[M]]) bool, rate int) (Redriven, error) {
 	var done Redriven
 	err := redrive(ctx, b, DeadLetters(topic), filter, rate, &done)
@@ -60,6 +60,10 @@ func redrive[M any](ctx context.Context, b *Bus, dead *Topic[DeadLetter[M]], fil
 	if !ok {
 		return fmt.Errorf("the transport cannot tell how many dead letters there are: %w", errors.ErrUnsupported)
 	}
+	end, err := endOf(ctx, b, dead.name)
+	if err != nil {
+		return err
+	}
 	sub, err := b.transport.Subscribe(ctx, dead.name, transport.Options{Group: redriveGroup, Lease: redriveLease})
 	if err != nil {
 		return err
@@ -70,7 +74,7 @@ func redrive[M any](ctx context.Context, b *Bus, dead *Topic[DeadLetter[M]], fil
 		return fmt.Errorf("the transport cannot move messages: %w", errors.ErrUnsupported)
 	}
 	r := &redriving[M]{
-		sub: sub, mover: mover, filter: filter, done: done,
+		sub: sub, mover: mover, filter: filter, done: done, end: end,
 		c:    &Consumer[DeadLetter[M]]{core: &consumer{bus: b, topic: dead.name}, read: dead.read},
 		room: make([]transport.Message, 64),
 	}
@@ -92,6 +96,20 @@ func redrive[M any](ctx context.Context, b *Bus, dead *Topic[DeadLetter[M]], fil
 	}
 }
 
+// endOf returns the place up to which a topic goes now.
+func endOf(ctx context.Context, b *Bus, topic string) (transport.Position, error) {
+	sub, err := b.transport.Subscribe(ctx, topic, transport.Options{Start: transport.Start{From: transport.Newest}})
+	if err != nil {
+		return transport.Position{}, err
+	}
+	defer sub.Close()
+	at, ok := transport.As[transport.Positioner](sub)
+	if !ok {
+		return transport.Position{}, fmt.Errorf("the transport cannot tell where a topic ends: %w", errors.ErrUnsupported)
+	}
+	return at.Position(), nil
+}
+
 // Dead letters that are looked at are leased for so long.
 const redriveLease = 5 * time.Second
 
@@ -101,6 +119,7 @@ type redriving[M any] struct {
 	mover  transport.Mover
 	c      *Consumer[DeadLetter[M]] // which reads them
 	home   string
+	end    transport.Position // what comes after it died since
 	filter func(Message[DeadLetter[M]]) bool
 	every  time.Duration // between two that are sent
 	next   time.Time     // when the next one may be
@@ -125,6 +144,9 @@ func (r *redriving[M]) some(ctx context.Context) (over bool, err error) {
 		switch {
 		case err == nil:
 			for i := range r.room[:n] {
+				if r.room[i].Position.Compare(r.end) > 0 {
+					return true, nil
+				}
 				if err := r.one(ctx, &r.room[i]); err != nil {
 					return false, err
 				}

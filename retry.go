@@ -65,19 +65,19 @@ func (r *Retry) check() error {
 	waits := r.Min != 0 || r.Max != 0 || len(r.Table) > 0
 	switch {
 	case r.Attempts < 0:
-		return fmt.Errorf("Attempts %d is negative", r.Attempts)
+		return fmt.Errorf("Retry.Attempts %d is negative", r.Attempts)
 	case r.Min < 0 || r.Max < 0 || r.Max != 0 && r.Max < r.Min:
-		return fmt.Errorf("Min %v and Max %v: want 0 ≤ Min ≤ Max", r.Min, r.Max)
+		return fmt.Errorf("Retry.Min %v and Max %v: want 0 ≤ Min ≤ Max", r.Min, r.Max)
 	case len(r.Table) > 0 && (r.Min != 0 || r.Max != 0):
-		return errors.New("Table takes the place of Min and Max, and both are given")
+		return errors.New("Retry.Table takes the place of Min and Max, and both are given")
 	case slices.ContainsFunc(r.Table, func(d time.Duration) bool { return d < 0 }):
-		return fmt.Errorf("Table %v has a negative wait", r.Table)
+		return fmt.Errorf("Retry.Table %v has a negative wait", r.Table)
 	case r.Timeout < 0:
-		return fmt.Errorf("Timeout %v is negative", r.Timeout)
+		return fmt.Errorf("Retry.Timeout %v is negative", r.Timeout)
 	case r.Attempts == 1 && (waits || r.Retryable != nil):
-		return errors.New("Attempts 1 leaves nothing to wait for or to decide about")
+		return errors.New("Retry.Attempts 1 leaves nothing to wait for or to decide about")
 	case r.Attempts > 1 && len(r.Table) > r.Attempts-1:
-		return fmt.Errorf("Table has %d waits, and %d attempts leave room for %d", len(r.Table), r.Attempts, r.Attempts-1)
+		return fmt.Errorf("Retry.Table has %d waits, and %d attempts leave room for %d", len(r.Table), r.Attempts, r.Attempts-1)
 	}
 	return nil
 }

@@ -101,6 +101,14 @@ func (c *consumer) report(ctx context.Context, err error) error {
 	return nil
 }
 
+// reasonOf is why a message that could not be decoded is a dead letter.
+func reasonOf(err error) string {
+	if _, ok := errors.AsType[*upcastError](err); ok {
+		return ReasonUpcast
+	}
+	return ReasonUndecodable
+}
+
 // undecoded is the outcome of a message that cannot be decoded.
 func (c *consumer) undecoded(ctx context.Context, err error) error {
 	if c.cfg.onError != nil {
@@ -108,7 +116,7 @@ func (c *consumer) undecoded(ctx context.Context, err error) error {
 			return again
 		}
 	}
-	return &rejection{ReasonUndecodable, err}
+	return &rejection{reasonOf(err), err}
 }
 
 // dispatch feeds the lanes, f first, until receiving ends.

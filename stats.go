@@ -30,6 +30,17 @@ func (c *consumer) stats() ConsumerStats {
 	return s
 }
 
+// add adds the figures of another consumer.
+func (s *ConsumerStats) add(o ConsumerStats) {
+	s.Handled += o.Handled
+	s.Failed += o.Failed
+	s.Dead += o.Dead
+	s.GivenUp += o.GivenUp
+	s.Expired += o.Expired
+	s.Duplicates += o.Duplicates
+	s.Forgotten += o.Forgotten
+}
+
 type counts struct {
 	handled, failed, dead, givenUp, expired, duplicates atomic.Uint64
 }

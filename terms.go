@@ -147,14 +147,29 @@ func (p *Producer[M]) terms(m *transport.Message, cfg *publishConfig, now time.T
 	if cfg.once != "" {
 		setHeader(m, headOnce, cfg.once)
 	}
-	if cfg.ttl > 0 {
-		from := now
-		if !due.IsZero() {
-			from = due
-		}
-		setHeader(m, headExpires, strconv.FormatInt(from.Add(cfg.ttl).UnixMilli(), 10))
+	if cfg.reply != "" {
+		setHeader(m, headReply, cfg.reply)
+		setHeader(m, headCall, strconv.FormatUint(cfg.call, 10))
+	}
+	if at := cfg.expires(now, due); !at.IsZero() {
+		setHeader(m, headExpires, strconv.FormatInt(at.Add(time.Millisecond-1).UnixMilli(), 10)) // rounded up
 	}
 	return nil
+}
+
+// expires is when the message is not to be handled any more, zero for never.
+func (c *publishConfig) expires(now, due time.Time) (at time.Time) {
+	if c.ttl > 0 {
+		at = now
+		if !due.IsZero() {
+			at = due
+		}
+		at = at.Add(c.ttl)
+	}
+	if !c.until.IsZero() && (at.IsZero() || c.until.Before(at)) {
+		at = c.until
+	}
+	return at
 }
 
 func setHeader(m *transport.Message, name, value string) {

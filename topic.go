@@ -35,6 +35,11 @@ func NewTopic[M any](name string, opts ...TopicOption) *Topic[M] {
 	if t.err == nil {
 		t.err = t.cfg.err
 	}
+	if t.err == nil {
+		if err := link(t.cfg.upcasts, t.cfg.version, reflect.TypeFor[M]()); err != nil {
+			t.err = fmt.Errorf("topic %s: %w", name, err)
+		}
+	}
 	if t.cfg.key != nil {
 		var ok bool
 		if t.key, ok = t.cfg.key.(func(M) string); !ok && t.err == nil {
@@ -79,7 +84,14 @@ type topicConfig struct {
 	key     any // a func(M) string
 	version int
 	dedup   time.Duration
+	upcasts []upcast
 	err     error
+}
+
+func (c *topicConfig) fail(err error) {
+	if c.err == nil {
+		c.err = err
+	}
 }
 
 type topicOption func(*topicConfig)

@@ -74,3 +74,29 @@ func (g *group) oldest(now time.Time) (age time.Duration) {
 	}
 	return age
 }
+
+// Topics implements [transport.Lister].
+func (t *Transport) Topics(ctx context.Context, pattern string) ([]string, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := transport.CheckPattern(pattern); err != nil {
+		return nil, err
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	switch {
+	case t.err != nil:
+		return nil, t.err
+	case t.closed:
+		return nil, transport.ErrClosed
+	}
+	var names []string
+	for name := range t.topics {
+		if transport.MatchTopic(pattern, name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}

@@ -46,6 +46,8 @@ var (
 	_ transport.Opener       = (*Transport)(nil)
 	_ transport.Checker      = (*Transport)(nil)
 	_ transport.Inspector    = (*Transport)(nil)
+	_ transport.Pinger       = (*Transport)(nil)
+	_ transport.Lister       = (*Transport)(nil)
 	_ transport.Delayer      = (*Transport)(nil)
 	_ transport.Deduplicator = (*Transport)(nil)
 )
@@ -62,6 +64,20 @@ func New(opts ...Option) *Transport {
 		t.err = fmt.Errorf("memstream: %w", err)
 	}
 	return t
+}
+
+// Ping implements [transport.Pinger]: a transport that is not closed is alive.
+func (t *Transport) Ping(ctx context.Context) error {
+	t.mu.RLock()
+	closed := t.closed
+	t.mu.RUnlock()
+	switch {
+	case t.err != nil:
+		return t.err
+	case closed:
+		return transport.ErrClosed
+	}
+	return ctx.Err()
 }
 
 // Err returns what is wrong with the options given to New, or nil.
@@ -176,6 +192,16 @@ func (t *Transport) topic(name string) (*topic, error) {
 		t.topics[name] = tp
 	}
 	return tp, nil
+}
+
+// forget removes a topic that nobody needs any more. The caller holds the
+// topic's lock, and so nobody who holds t.mu may ask for that.
+func (t *Transport) forget(tp *topic) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.topics[tp.name] == tp {
+		delete(t.topics, tp.name)
+	}
 }
 
 // Stats is what a topic holds and what happened in it since it was made.

@@ -406,6 +406,9 @@ func (s *subscription) Close() error {
 	s.wake()
 	if g.name == "" {
 		t.remove(g)
+		if transport.IsInbox(t.name) && len(t.groups) == 0 {
+			t.of.forget(t)
+		}
 		return nil
 	}
 	g.leave(s, clock())

@@ -35,8 +35,16 @@ type topic struct {
 	closed  bool
 }
 
+// maxInbox bounds the messages of a topic for replies.
+const maxInbox = 1024
+
 func newTopic(name string, of *Transport) *topic {
 	t := &topic{of: of, name: name, cfg: &of.cfg}
+	if transport.IsInbox(name) {
+		own := of.cfg
+		own.maxMessages, own.full = min(own.maxMessages, maxInbox), DropOldest
+		t.cfg = &own
+	}
 	t.log.first, t.log.next = 1, 1 // so that the zero Position is before every message
 	return t
 }

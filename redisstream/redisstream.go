@@ -78,6 +78,7 @@ type Transport struct {
 	idempotent atomic.Bool // the server adds an entry once, however often it is sent
 	accepts    atomic.Bool // the server knows acceptScript
 	serial     atomic.Uint64
+	noted      sync.Map // when a topic was noted in the set of topics, by name
 
 	sooner chan struct{}   // holds a token when something is due earlier than was known
 	ctx    context.Context // ends with Close
@@ -101,6 +102,8 @@ var (
 	_ transport.Transport    = (*Transport)(nil)
 	_ transport.Checker      = (*Transport)(nil)
 	_ transport.Inspector    = (*Transport)(nil)
+	_ transport.Pinger       = (*Transport)(nil)
+	_ transport.Lister       = (*Transport)(nil)
 	_ transport.Delayer      = (*Transport)(nil)
 	_ transport.Deduplicator = (*Transport)(nil)
 )
@@ -339,6 +342,9 @@ func (t *Transport) Subscribe(ctx context.Context, topic string, opts transport.
 	opts.Lease = max(opts.Lease, time.Millisecond)
 	if err := t.connect(ctx); err != nil {
 		return nil, err
+	}
+	if _, err := t.retrying(ctx, forever, func(ctx context.Context) error { return t.note(ctx, topic) }); err != nil {
+		return nil, describe("SADD", t.registry(), err)
 	}
 	var s interface {
 		transport.Subscription

@@ -216,6 +216,12 @@ func (x *xadds) seal(ctx context.Context) {
 	}
 }
 
+// What a topic for replies keeps, and for how long after the last one.
+const (
+	inboxMost = 10_000
+	inboxAge  = 2 * time.Minute
+)
+
 // firstKey is where a command that sends has its first key.
 func firstKey(command any) int8 {
 	if command == "EVALSHA" {
@@ -254,6 +260,11 @@ func (t *Transport) attempt(ctx context.Context, key, topic string, msgs []trans
 		t.answered()
 		t.look(ctx)
 	}
+	if err := t.note(ctx, topic); faultOf(err) == rejected {
+		return 0, rejected, err
+	} else if err != nil {
+		return 0, refused, err
+	}
 	if err := t.loadAccept(ctx, key, msgs); err != nil {
 		return 0, refused, err
 	}
@@ -273,11 +284,15 @@ func (t *Transport) attempt(ctx context.Context, key, topic string, msgs []trans
 // commands are the XADDs of msgs, and WAIT after them if replicas are asked
 // for. They keep nothing of the caller's memory, as they may outlive the call.
 func (t *Transport) commands(ctx context.Context, x *xadds, key, topic string, msgs []transport.Message) error {
+	inbox := transport.IsInbox(topic)
 	idempotent := t.cfg.resends > 0 && t.idempotent.Load()
 	for i := range msgs {
-		if msgs[i].Terms != nil {
+		switch {
+		case msgs[i].Terms != nil:
 			x.accepting(t, key, topic, &msgs[i])
-		} else {
+		case inbox:
+			x.args = append(x.args, &xadd, &key, "MAXLEN", "~", inboxMost, &star)
+		default:
 			x.args = append(x.args, &xadd, &key)
 			if idempotent {
 				x.args = append(x.args, &idmp, &t.name, msgs[i].ID)
@@ -292,6 +307,11 @@ func (t *Transport) commands(ctx context.Context, x *xadds, key, topic string, m
 	x.seal(ctx)
 	if t.cfg.replicas > 0 {
 		x.cmds = append(x.cmds, redis.NewRawWriteToCmd(ctx, &x.replies, "WAIT", t.cfg.replicas, t.cfg.waitFor.Milliseconds()))
+	}
+	if inbox { // its receiver may be gone, and nobody else cares
+		expire := redis.NewRawWriteToCmd(ctx, &x.replies, "PEXPIRE", key, inboxAge.Milliseconds())
+		expire.SetFirstKeyPos(1)
+		x.cmds = append(x.cmds, expire)
 	}
 	return nil
 }

@@ -81,6 +81,21 @@ type Inspector interface {
 	Inspect(ctx context.Context, topic string) (Info, error)
 }
 
+// Lister is a [Transport] that can tell which topics there are.
+type Lister interface {
+	// Topics returns the topics that match a pattern, see [MatchTopic], in
+	// order of their names. A topic is there when the first Send to it, or
+	// Subscribe, returned; it may stay when all its messages are gone. Safe for
+	// concurrent use.
+	Topics(ctx context.Context, pattern string) ([]string, error)
+}
+
+// Pinger is a [Transport] that can ask whatever it talks to for a sign of life.
+type Pinger interface {
+	// Ping returns nil when the answer came, within ctx. Safe for concurrent use.
+	Ping(ctx context.Context) error
+}
+
 // Unknown is a figure of [Info] that the driver cannot tell.
 const Unknown = -1
 

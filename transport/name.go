@@ -21,6 +21,17 @@ func CutDead(topic string) (of string, ok bool) {
 
 const deadSuffix = ".dead"
 
+// InboxTopic returns the name of a topic for replies to one receiver, who made
+// up unique, a random text of letters and digits that nobody can guess: who
+// knows it may send there.
+func InboxTopic(unique string) string { return inboxPrefix + unique }
+
+// IsInbox reports whether a topic is one for replies. Drivers keep little in it,
+// and nothing for long: its receiver is there or does not want it.
+func IsInbox(topic string) bool { return strings.HasPrefix(topic, inboxPrefix) }
+
+const inboxPrefix = "reply."
+
 // CheckName returns an error unless name can name a topic or a group on every
 // transport: it matches ^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$. So a name never
 // carries a separator, a glob, a hash tag or a line break into a broker.

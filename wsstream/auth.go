@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"runtime/debug"
 	"time"
+
+	"github.com/echobus/echo/transport"
 )
 
 // Authorizer says who a client is and what it may do. token is what the client
@@ -51,13 +53,24 @@ func Everything(subject string) *Grant {
 
 // maySubscribe reports whether a client may read a topic.
 func (h *Handler) maySubscribe(g *Grant, topic, group string) bool {
+	if transport.IsInbox(topic) {
+		return group == "" && g.some()
+	}
 	return topic != h.cfg.kicks && g.Subscribe != nil && h.asks(func() bool { return g.Subscribe(topic, group) })
 }
 
 // mayPublish reports whether a client may publish to a topic.
 func (h *Handler) mayPublish(g *Grant, topic string) bool {
+	if transport.IsInbox(topic) {
+		return g.some()
+	}
 	return topic != h.cfg.kicks && g.Publish != nil && h.asks(func() bool { return g.Publish(topic) })
 }
+
+// some reports whether a client may do anything at all. Such a one may ask, and
+// answer: it receives replies in a topic whose name nobody can guess, and whoever
+// knows that name was asked.
+func (g *Grant) some() bool { return g.Subscribe != nil || g.Publish != nil }
 
 // asks asks the application. Where it is asked, a panic would end the process,
 // and not just a request.

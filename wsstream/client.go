@@ -55,10 +55,12 @@ type Transport struct {
 	welcome  frame
 	rid, sid uint64
 	subs     map[uint64]clientSub
-	left     []uint64         // subscriptions that ended while there was no link
-	calls    map[uint64]*call // by their first rid
-	order    []*call          // in the order of their rids
-	under    load             // of messages that are being published
+	left     []uint64                 // subscriptions that ended while there was no link
+	calls    map[uint64]*call         // by their first rid
+	pings    map[uint64]chan struct{} // by number
+	pinged   uint64                   // the last of these numbers
+	order    []*call                  // in the order of their rids
+	under    load                     // of messages that are being published
 	closed   bool
 
 	telling sync.Mutex // guards states
@@ -143,7 +145,7 @@ func Dial(ctx context.Context, url string, opts ...DialOption) (*Transport, erro
 	if err := errors.Join(append(cfg.errs, checkURL(url))...); err != nil {
 		return nil, fmt.Errorf("wsstream: %w", err)
 	}
-	t := &Transport{url: url, cfg: cfg, up: make(chan struct{}), change: make(chan struct{}), subs: make(map[uint64]clientSub), calls: make(map[uint64]*call)}
+	t := &Transport{url: url, cfg: cfg, up: make(chan struct{}), change: make(chan struct{}), subs: make(map[uint64]clientSub), calls: make(map[uint64]*call), pings: make(map[uint64]chan struct{})}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	failed := make(chan error, 1)
 	t.work.Go(func() { t.run(failed) })
@@ -379,6 +381,8 @@ func (t *Transport) read(l *clientLink, c codec, welcomed func() bool) error {
 				}
 			case framePing:
 				l.out.send(frame{Type: framePong, N: f.N})
+			case framePong:
+				t.ponged(f.N)
 			case frameDrain:
 				last = errDrained
 				if leave == nil {

@@ -13,6 +13,9 @@ import (
 // inspect answers a client that asks how a topic is. It is told of the groups
 // that it may be a member of.
 func (c *conn) inspect(f *frame) bool {
+	if transport.IsPattern(f.Topic) {
+		return c.list(f)
+	}
 	topic, rid := f.Topic, f.Rid
 	i, ok := transport.As[transport.Inspector](c.h.t)
 	switch {
@@ -42,6 +45,54 @@ func (c *conn) inspect(f *frame) bool {
 	return true
 }
 
+// list answers a client that asks which topics match a pattern. It is told of
+// those that it may subscribe to.
+func (c *conn) list(f *frame) bool {
+	pattern, rid := f.Topic, f.Rid
+	l, ok := transport.As[transport.Lister](c.h.t)
+	switch {
+	case rid == 0:
+		return c.refuse(f, CodeBadFrame, "rid is missing")
+	case transport.CheckPattern(pattern) != nil:
+		return c.refuse(f, CodeBadFrame, "topic is no pattern")
+	case !ok:
+		return c.refuse(f, CodeUnsupported, "the transport is no transport.Lister")
+	}
+	grant := c.grant
+	c.spawn(func() {
+		ctx, end, ok := c.h.looking()
+		if !ok {
+			return
+		}
+		defer end()
+		names, err := l.Topics(ctx, pattern)
+		if err != nil {
+			c.out.send(frame{Type: frameErr, Rid: rid, Code: subCode(err), Text: subText(err)})
+			return
+		}
+		names = slices.DeleteFunc(names, func(name string) bool { return !c.h.maySubscribe(grant, name, "") })
+		data, _ := json.Marshal(names)
+		c.out.send(frame{Type: frameInfo, Rid: rid, Media: "application/json", Data: data})
+	})
+	return true
+}
+
+// Topics implements [transport.Lister]: it asks the server, which tells of the
+// topics that the client may subscribe to without a group.
+func (t *Transport) Topics(ctx context.Context, pattern string) (names []string, err error) {
+	if err := transport.CheckPattern(pattern); err != nil {
+		return nil, err
+	}
+	if !transport.IsPattern(pattern) {
+		pattern += ".#" // which the server takes for one
+		defer func() {
+			names = slices.DeleteFunc(names, func(name string) bool { return name+".#" != pattern })
+		}()
+	}
+	err = t.askJSON(ctx, frame{Type: frameInspect, Topic: pattern}, &names)
+	return names, err
+}
+
 // looking is the context of a look at a topic; few are under way at a time.
 func (h *Handler) looking() (context.Context, func(), bool) {
 	ctx, cancel := context.WithTimeout(h.ctx, h.cfg.sendFor)
@@ -59,19 +110,25 @@ func (t *Transport) Inspect(ctx context.Context, topic string) (transport.Info, 
 	if err := transport.CheckName("topic", topic); err != nil {
 		return transport.Info{}, err
 	}
+	var info transport.Info
+	err := t.askJSON(ctx, frame{Type: frameInspect, Topic: topic}, &info)
+	return info, err
+}
+
+// askJSON asks until there is an answer, and reads it into v.
+func (t *Transport) askJSON(ctx context.Context, f frame, v any) error {
 	for {
-		data, err := t.ask(ctx, frame{Type: frameInspect, Topic: topic})
+		data, err := t.ask(ctx, f)
 		if errors.Is(err, errLinkLost) {
 			continue
 		}
-		var info transport.Info
 		if err == nil {
-			err = json.Unmarshal(data, &info)
+			err = json.Unmarshal(data, v)
 		}
 		if err != nil {
-			return transport.Info{}, fmt.Errorf("wsstream: inspect %s: %w", topic, err)
+			return fmt.Errorf("wsstream: %s %s: %w", f.Type, f.Topic, err)
 		}
-		return info, nil
+		return nil
 	}
 }
 
@@ -101,4 +158,47 @@ func (t *Transport) ask(ctx context.Context, f frame) ([]byte, error) {
 	defer t.mu.Unlock()
 	t.forget(c)
 	return nil, err
+}
+
+// Ping implements [transport.Pinger]: it asks the server, not the transport
+// behind it. Without a link it waits for one.
+func (t *Transport) Ping(ctx context.Context) error {
+	for {
+		if err := t.await(ctx, func() bool { return true }); err != nil {
+			return err
+		}
+		l, answer := t.link, make(chan struct{})
+		t.pinged++
+		n := t.pinged
+		t.pings[n] = answer
+		l.out.send(frame{Type: framePing, N: n})
+		t.mu.Unlock()
+		var err error
+		broken := false
+		select {
+		case <-answer:
+		case <-l.done:
+			broken = true
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		case <-t.ctx.Done():
+			err = transport.ErrClosed
+		}
+		t.mu.Lock()
+		delete(t.pings, n)
+		t.mu.Unlock()
+		if !broken {
+			return err
+		}
+	}
+}
+
+// ponged tells who pinged that the server answered.
+func (t *Transport) ponged(n uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if answer := t.pings[n]; answer != nil {
+		delete(t.pings, n)
+		close(answer)
+	}
 }

@@ -1,6 +1,7 @@
 package transporttest
 
 import (
+	"slices"
 	"time"
 
 	"github.com/echobus/echo/transport"
@@ -37,6 +38,28 @@ var inspection = []promise{
 			if g.Oldest != transport.Unknown && (g.Oldest < 10*time.Millisecond || g.Oldest > b.patience) {
 				b.Errorf("group %s: the oldest pending message is %v old, want about 20ms", g.Name, g.Oldest)
 			}
+		}
+	}},
+	{"topics are listed by pattern, from the first message or subscription on", func(b *bench) {
+		l, ok := transport.As[transport.Lister](b.tr)
+		if !ok {
+			b.Skip("the transport is no transport.Lister")
+		}
+		b.send("a.1", b.message())
+		b.send("a.1.x", b.message())
+		b.send("a.1.dead", b.message())
+		b.send(transport.InboxTopic("a"), b.message())
+		b.group("a.2", "g")
+		b.broadcast("b")
+		for pattern, want := range map[string][]string{
+			"a.*": {"a.1", "a.2"}, "a.#": {"a.1", "a.1.x", "a.2"}, "#": {"a.1", "a.1.x", "a.2", "b"}, "*.dead": nil, "a.*.dead": {"a.1.dead"}, "b": {"b"}, "c.#": nil,
+		} {
+			if got, err := l.Topics(b.ctx, pattern); err != nil || !slices.Equal(got, want) {
+				b.Errorf("Topics(%q): got %v, %v, want %v", pattern, got, err, want)
+			}
+		}
+		if _, err := l.Topics(b.ctx, "a.#.b"); err == nil {
+			b.Error("Topics of a pattern that makes no sense: got no error")
 		}
 	}},
 	{"what is settled, moved or not there is not pending when inspected", func(b *bench) {

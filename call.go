@@ -1,0 +1,356 @@
+package echo
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/echobus/echo/transport"
+)
+
+// Service is the contract between those who ask and those who answer: a name,
+// and the types of requests and replies. It holds no resources; a package-level
+// variable is its natural place.
+type Service[Req, Res any] struct {
+	requests *Topic[Req]
+	replies  topicConfig // the codec of replies is that of requests
+}
+
+// NewService returns the service called name. Requests are messages of a topic
+// of this name, to which the options apply; [WithCodec] is for replies, too.
+func NewService[Req, Res any](name string, opts ...TopicOption) *Service[Req, Res] {
+	t := NewTopic[Req](name, opts...)
+	return &Service[Req, Res]{t, topicConfig{codec: t.cfg.codec, also: t.cfg.also}}
+}
+
+// CallError is an error that came from the other side of a [Call]. A responder
+// returns one to choose its code; of other errors the code is "unknown", of a
+// panic "internal", of a request that it cannot decode "bad_request".
+type CallError struct {
+	Code string // a word for programs
+	Text string // for people
+}
+
+func (e *CallError) Error() string { return e.Code + ": " + e.Text }
+
+// The headers of requests and replies.
+const (
+	headReply = "echo-reply" // where the reply goes
+	headCall  = "echo-call"  // the number of the call, which the reply repeats
+	headCode  = "echo-code"  // of a reply that is an error, whose text is the data
+)
+
+// respondGroup is the group whose members share the requests of a service.
+const respondGroup = "respond"
+
+// Call sends a request and returns the reply of one of those who [Respond]. ctx
+// bounds it, and its deadline goes along: a request is not handled after it.
+//
+// What the responder's function returned as an error is a [*CallError]. A
+// [*PublishError] says that the request was not sent, or that this is unknown.
+// When ctx ends first, the request may have been handled all the same. Replies
+// come over one subscription of the bus that Call opens the first time; late
+// ones are dropped.
+func Call[Req, Res any](ctx context.Context, b *Bus, s *Service[Req, Res], req Req, opts ...PublishOption) (Res, error) {
+	res, err := call(ctx, b, s, req, opts)
+	if err != nil {
+		name := "nil service"
+		if s != nil {
+			name = s.requests.name
+		}
+		err = fmt.Errorf("echo: call %s: %w", name, err)
+	}
+	return res, err
+}
+
+func call[Req, Res any](ctx context.Context, b *Bus, s *Service[Req, Res], req Req, opts []PublishOption) (res Res, err error) {
+	switch {
+	case s == nil:
+		return res, errors.New("service is nil")
+	case b == nil:
+		return res, errors.New("bus is nil")
+	}
+	c, err := callerOf(b, s)
+	if err != nil {
+		return res, err
+	}
+	in, err := b.openInbox(ctx)
+	if err != nil {
+		return res, err
+	}
+	n, reply := in.expect()
+	defer in.forget(n)
+	if err := c.producer.Publish(ctx, req, append(opts[:len(opts):len(opts)], asks(ctx, in.topic, n))...); err != nil {
+		return res, err
+	}
+	select {
+	case m := <-reply:
+		res, err = c.read(m)
+		if d, ok := ctx.Deadline(); ok && err != nil && !time.Now().Before(d) {
+			return res, context.DeadlineExceeded // which is why the responder failed, most likely
+		}
+		return res, err
+	case <-in.ended:
+		return res, in.err
+	case <-ctx.Done():
+		return res, context.Cause(ctx)
+	}
+}
+
+// asks makes a message a request.
+func asks(ctx context.Context, inbox string, n uint64) PublishOption {
+	return publishOption(func(c *publishConfig) {
+		c.reply, c.call = inbox, n
+		c.until, _ = ctx.Deadline()
+	})
+}
+
+// caller is what a bus needs to call a service.
+type caller[Req, Res any] struct {
+	producer *Producer[Req]
+	decs     decoders
+	as       *consumer // by which replies are decoded
+}
+
+// callerOf returns the caller of a service, which is made once.
+func callerOf[Req, Res any](b *Bus, s *Service[Req, Res]) (*caller[Req, Res], error) {
+	if c, ok := b.callers.Load(s); ok {
+		return c.(*caller[Req, Res]), nil
+	}
+	c := &caller[Req, Res]{producer: NewProducer(b, s.requests), as: &consumer{bus: b, topic: s.requests.name}}
+	if c.producer.err != nil {
+		return nil, c.producer.err
+	}
+	c.decs = newDecoders(b, s.replies, s.requests.codec(b))
+	b.callers.Store(s, c)
+	return c, nil
+}
+
+// read makes a result of a reply.
+func (c *caller[Req, Res]) read(m *transport.Message) (res Res, err error) {
+	if code, ok := m.Header[headCode]; ok {
+		return res, &CallError{Code: code, Text: string(m.Data)}
+	}
+	v, _, err := valueOf[Res](c.as, &c.decs, m)
+	if err != nil {
+		return res, err
+	}
+	return *v, nil
+}
+
+// inbox receives the replies to a bus's calls.
+type inbox struct {
+	topic string
+	sub   transport.Subscription
+	ended chan struct{} // closed when no reply comes any more
+	err   error         // why
+
+	mu    sync.Mutex // guards the rest
+	n     uint64
+	calls map[uint64]chan *transport.Message
+}
+
+// openInbox returns the bus's inbox, and opens it if there is none.
+func (b *Bus) openInbox(ctx context.Context) (*inbox, error) {
+	b.opening.Lock()
+	defer b.opening.Unlock()
+	if in := b.inbox; in != nil {
+		select {
+		case <-in.ended:
+		default:
+			return in, nil
+		}
+	}
+	if b.closed.Load() {
+		return nil, ErrClosed
+	}
+	in := &inbox{topic: transport.InboxTopic(rand.Text()), ended: make(chan struct{}), calls: make(map[uint64]chan *transport.Message)}
+	var err error
+	if in.sub, err = b.transport.Subscribe(ctx, in.topic, transport.Options{}); err != nil {
+		return nil, fmt.Errorf("subscribing to replies: %w", err)
+	}
+	b.inbox = in
+	b.replying.Go(in.receive)
+	return in, nil
+}
+
+// closeInbox ends what openInbox began.
+func (b *Bus) closeInbox() {
+	b.opening.Lock()
+	in := b.inbox
+	b.opening.Unlock()
+	if in != nil {
+		in.sub.Close()
+		b.replying.Wait()
+	}
+}
+
+// expect returns the number of a call and where its reply will come.
+func (in *inbox) expect() (uint64, <-chan *transport.Message) {
+	reply := make(chan *transport.Message, 1)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.n++
+	in.calls[in.n] = reply
+	return in.n, reply
+}
+
+func (in *inbox) forget(n uint64) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	delete(in.calls, n)
+}
+
+// receive gives replies to those who wait for them.
+func (in *inbox) receive() {
+	defer close(in.ended)
+	acker, _ := transport.As[transport.Acker](in.sub)
+	dst := make([]transport.Message, 64)
+	var rs []transport.Receipt
+	for {
+		n, err := in.sub.Receive(context.Background(), dst)
+		if _, lost := errors.AsType[*LostError](err); lost {
+			continue // whoever waits for one of them waits until its context ends
+		}
+		if err != nil {
+			in.err = err
+			return
+		}
+		rs = rs[:0]
+		for i := range dst[:n] {
+			rs = append(rs, dst[i].Receipt())
+			in.deliver(dst[i])
+		}
+		if acker != nil {
+			acker.Ack(context.Background(), rs) // or they come again, and nobody waits for them
+		}
+		clear(dst[:n])
+	}
+}
+
+func (in *inbox) deliver(m transport.Message) {
+	n, err := strconv.ParseUint(m.Header[headCall], 10, 64)
+	if err != nil {
+		return
+	}
+	in.mu.Lock()
+	reply := in.calls[n]
+	delete(in.calls, n) // a second reply is of a second attempt
+	in.mu.Unlock()
+	if reply != nil {
+		reply <- &m
+	}
+}
+
+// Respond answers requests of a service with what f returns, until ctx ends, as
+// [Consumer.Run] does. All who respond share the work. f's context has the
+// deadline of the call.
+//
+// An error that f returns goes to the caller, and so does a panic; the request
+// is done with. f returns [RetryAfter] to have it tried again. A reply that the
+// transport does not take leads to another attempt, too: requests are handled
+// at least once, and answered once.
+func Respond[Req, Res any](ctx context.Context, b *Bus, s *Service[Req, Res], f func(ctx context.Context, m Message[Req]) (Res, error), opts ...SubscribeOption) error {
+	if s == nil || f == nil {
+		return errors.New("echo: respond: the service or the function is nil")
+	}
+	c, err := Subscribe(ctx, b, s.requests, append([]SubscribeOption{WithGroup(respondGroup)}, opts...)...)
+	if err != nil {
+		return err
+	}
+	replies := &Topic[Res]{name: s.requests.name, cfg: s.replies}
+	r := &responder[Req, Res]{c: c, replies: NewProducer(b, replies)}
+	if r.replies.err != nil {
+		c.Close()
+		return fmt.Errorf("echo: respond %s: of replies: %w", s.requests.name, r.replies.err)
+	}
+	r.handle = wrapped(wrapped(func(ctx context.Context, m Message[Req]) (err error) {
+		a := ctx.Value(answering{}).(*answer[Res])
+		a.value, err = f(ctx, m)
+		return err
+	}, c.core.cfg.middleware), b.cfg.middleware)
+	return c.fail("respond", c.core.run(ctx, func() handling {
+		return handling{r.one, func(*fetch) {}, func() {}}
+	}))
+}
+
+// responder answers requests.
+type responder[Req, Res any] struct {
+	c       *Consumer[Req]
+	replies *Producer[Res] // encodes them
+	handle  Handler[Req]
+}
+
+// answer is what the function of a responder returned.
+type answer[Res any] struct{ value Res }
+
+type answering struct{} // its key in a context
+
+// one handles a request and sends the reply.
+func (r *responder[Req, Res]) one(ctx context.Context, f *fetch, i int) error {
+	raw := &f.msgs[i]
+	if text, ok := raw.Header[headExpires]; ok {
+		if at, err := strconv.ParseInt(text, 10, 64); err == nil {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithDeadline(ctx, time.UnixMilli(at))
+			defer cancel()
+		}
+	}
+	v, version, err := r.c.value(raw)
+	if err != nil {
+		if e := r.reply(ctx, raw, nil, &CallError{"bad_request", err.Error()}); e != nil {
+			return e
+		}
+		return r.c.core.undecoded(ctx, err)
+	}
+	var a answer[Res]
+	err = r.guarded(context.WithValue(ctx, answering{}, &a), r.c.message(f, i, v, version))
+	if _, again := errors.AsType[*retryAfter](err); again {
+		return err
+	}
+	return r.reply(ctx, raw, &a.value, err)
+}
+
+// guarded calls the function. Its panic is an answer.
+func (r *responder[Req, Res]) guarded(ctx context.Context, m Message[Req]) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.c.core.bus.cfg.logger.Error("echo: responder panicked", "topic", m.Topic, "id", m.ID, "panic", p)
+			err = &CallError{"internal", "the responder panicked"}
+		}
+	}()
+	return r.handle(ctx, m)
+}
+
+// reply sends an answer to who asked, if anybody did.
+func (r *responder[Req, Res]) reply(ctx context.Context, request *transport.Message, v *Res, failure error) error {
+	inbox, ok := request.Header[headReply]
+	if !ok || !transport.IsInbox(inbox) {
+		return failure
+	}
+	msgs := make([]transport.Message, 1)
+	m := &msgs[0]
+	if failure == nil {
+		failure = r.replies.encode(m, *v, nil)
+	}
+	var head map[string]string
+	if failure != nil {
+		e, ok := errors.AsType[*CallError](failure)
+		if !ok {
+			e = &CallError{"unknown", failure.Error()}
+		}
+		id, now := r.replies.id()
+		*m = transport.Message{ID: id, Time: now, Type: Text.ContentType(), Data: []byte(oneLine(e.Text, maxDeadError))}
+		head = map[string]string{headCode: oneLine(e.Code, 64)}
+	}
+	if m.Header = head; head == nil {
+		m.Header = make(map[string]string, 1)
+	}
+	m.Header[headCall] = request.Header[headCall]
+	_, err := r.c.core.bus.transport.Send(context.WithoutCancel(ctx), inbox, msgs)
+	return err
+}

@@ -1,0 +1,100 @@
+package policytest
+
+import (
+	"context"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/echobus/echo"
+)
+
+// sight: what can be seen, and paused.
+var sight = []promise{
+	{"a topic tells its groups' lag, what is pending, delayed and dead, and what was done with it", func(b *bench) {
+		slow := subscribe(b, jobs, echo.WithGroup("slow"))
+		defer slow.Close()
+		c := subscribe(b, jobs, echo.WithGroup("g"))
+		held := make(chan struct{})
+		release := make(chan struct{})
+		running(b, c, func(ctx context.Context, m echo.Message[job]) error {
+			switch m.Value.N {
+			case 1:
+				return echo.Reject(errBad)
+			case 2:
+				held <- struct{}{}
+				<-release
+			}
+			return nil
+		})
+		b.publish(numbers(0, 3)...)
+		require.NoError(b, echo.NewProducer(b.bus, jobs).Publish(b.Context(), job{N: 9}, echo.WithDelay(time.Hour)))
+		<-held
+		require.Eventually(b, func() bool {
+			i, err := b.bus.Inspect(b.Context(), jobs.Name())
+			require.NoError(b, err)
+			return i.DeadLetters == 1 && i.Group("g").Pending == 1
+		}, patience, 10*time.Millisecond)
+		i, err := b.bus.Inspect(b.Context(), jobs.Name())
+		require.NoError(b, err)
+		assert.EqualValues(b, 3, i.Messages)
+		assert.EqualValues(b, 1, i.Delayed)
+		assert.EqualValues(b, 3, i.Group("slow").Lag)
+		assert.EqualValues(b, 0, i.Group("g").Lag)
+		assert.Equal(b, echo.ConsumerStats{Handled: 1, Failed: 1, Dead: 1}, i.Consumers)
+		close(release)
+		require.Eventually(b, func() bool {
+			i, err := b.bus.Inspect(b.Context(), jobs.Name())
+			require.NoError(b, err)
+			return i.Group("g").Pending == 0
+		}, patience, 10*time.Millisecond)
+		done, err := echo.Redrive(b.Context(), b.bus, jobs, nil, 0)
+		require.NoError(b, err)
+		assert.Equal(b, 1, done.Sent)
+		require.Eventually(b, func() bool {
+			i, err := b.bus.Inspect(b.Context(), jobs.Name())
+			require.NoError(b, err)
+			return i.DeadLetters == 1 // it died again
+		}, patience, 10*time.Millisecond)
+		require.NoError(b, b.bus.Ping(b.Context()))
+	}},
+	{"a paused consumer handles nothing until it is resumed, and others do", func(b *bench) {
+		for _, concurrency := range []int{1, 4} {
+			r := newRecord()
+			busy, goOn := make(chan struct{}), make(chan struct{})
+			c := subscribe(b, jobs, echo.WithGroup("g"), echo.WithConcurrency(concurrency))
+			running(b, c, func(_ context.Context, m echo.Message[job]) error {
+				if m.Value.N == 0 {
+					busy <- struct{}{}
+					<-goOn
+				}
+				r.add(m)
+				return nil
+			})
+			b.publish(job{N: 0})
+			<-busy
+			b.publish(numbers(1, 3)...)
+			time.Sleep(20 * time.Millisecond)
+			c.Pause()
+			c.Pause()
+			before := len(r.all(b, 0))
+			goOn <- struct{}{}
+			first := r.all(b, before+1)
+			b.publish(numbers(3, 5)...)
+			time.Sleep(50 * time.Millisecond)
+			assert.Len(b, r.all(b, 0), len(first), "nothing is handled")
+			other := subscribe(b, jobs, echo.WithGroup("g"))
+			for _, m := range take(b, other, 5-len(first)) {
+				assert.Equal(b, 1, m.Attempt, "not begun by the one that is paused")
+			}
+			other.Close()
+			b.publish(job{N: 5})
+			c.Resume()
+			c.Resume()
+			all := r.all(b, len(first)+1)
+			assert.Equal(b, 5, all[len(first)].N)
+			require.NoError(b, c.Close())
+		}
+	}},
+}
