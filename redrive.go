@@ -233,7 +233,8 @@ func homeward(m *transport.Message) transport.Message {
 	h := *m
 	redrives, _ := strconv.Atoi(m.Header[headRedrives])
 	group := m.Header[headDeadGroup]
-	h.Header = maps.Clone(m.Header)
+	h.Header = make(map[string]string, len(m.Header)+2)
+	maps.Copy(h.Header, m.Header)
 	maps.DeleteFunc(h.Header, func(name, _ string) bool { return strings.HasPrefix(name, headDead) || name == headExpires })
 	h.Header[headRedrives] = strconv.Itoa(redrives + 1)
 	if group != "" {
