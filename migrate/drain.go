@@ -64,10 +64,11 @@ func WithQuiet(d time.Duration) DrainOption {
 	})
 }
 
-// WithRemembered sets how many IDs a group, or a broadcast subscription, remembers
-// of either transport to tell repetitions; the default is 262,144. Each takes
+// WithRemembered sets how many IDs of the old transport a group, or a broadcast
+// subscription, remembers to tell repetitions; the default is 262,144. Each takes
 // about 150 bytes. When there are more, the ones learned first are forgotten, and
-// counted by DrainStats.Forgotten: their messages may be delivered twice.
+// counted by DrainStats.Forgotten: their messages may be delivered twice. Of the
+// new transport it remembers the last 16,384, for late messages.
 func WithRemembered(n int) DrainOption {
 	return drainOption(func(c *drainConfig) {
 		if c.remembered = n; n < 1 {
@@ -194,7 +195,7 @@ type DrainStats struct {
 	Old, New  uint64 // deliveries from either transport
 	Late      uint64 // of Old, those that came after their group had changed over
 	Repeated  uint64 // messages that were on both, and acknowledged silently on one
-	Forgotten uint64 // IDs that were forgotten, as there were too many
+	Forgotten uint64 // IDs of the old transport that were forgotten, as there were too many
 	Switched  uint64 // subscriptions that went over to the new transport
 }
 

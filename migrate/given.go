@@ -42,18 +42,25 @@ type given struct {
 }
 
 func newGiven(most int) *given {
-	return &given{learning: make(chan struct{}, 1), ids: [2]ids{{most: most}, {most: most}}}
+	return &given{learning: make(chan struct{}, 1), ids: [2]ids{{most: most}, {most: min(most, recent)}}}
 }
 
+// recent is how many IDs of new are remembered, for what comes to old too late.
+const recent = 1 << 14
+
 // claim reports whether a message is for this side to give: the other has not.
-// It also returns how many IDs were forgotten to remember this one.
+// It also returns how many IDs of old were forgotten to remember this one.
 func (g *given) claim(id string, by side) (ours bool, forgotten int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.ids[1-by].has(id) {
 		return false, 0
 	}
-	return true, g.ids[by].add(id)
+	forgotten = g.ids[by].add(id)
+	if by == fromNew {
+		forgotten = 0 // as it must be, sooner or later
+	}
+	return true, forgotten
 }
 
 // ids is a set of the IDs that were added last.
