@@ -93,7 +93,8 @@ func WithRemembered(n int) DrainOption {
 // counted by DrainStats.Late; it comes among new's messages, in no order with them.
 //
 // A message that is on both, as after a [Tee], is delivered from one and
-// silently acknowledged on the other, told by its ID. When a group changes over,
+// silently acknowledged on the other, told by its ID, unless it is a dead letter that
+// was sent home. When a group changes over,
 // it learns the IDs of what old keeps, by a broadcast that begins a minute before
 // the oldest message of new; so it does not matter which member, or process,
 // handled them. It also remembers what was delivered here. Messages are

@@ -119,6 +119,20 @@ func TestMessageThatIsOnBothIsDeliveredOnce(t *testing.T) {
 	})
 }
 
+func TestDeadLetterThatComesHomeOnTheNewTransportIsDelivered(t *testing.T) {
+	old, new := memstream.New(), memstream.New()
+	send(t, migrate.Tee(old, new), "t", "m-1", "m-2")
+	d := drainover(t, old, new)
+	s := group(t, d, "t")
+	assert.Equal(t, []string{"m-1", "m-2"}, take(t, s, 2))
+	home := message("m-1")
+	home.Header = map[string]string{"echo-redrives": "1"}
+	_, err := new.Send(t.Context(), "t", []transport.Message{home})
+	require.NoError(t, err)
+	assert.Equal(t, []string{"m-1"}, take(t, s, 1))
+	nothing(t, s, 3*quiet)
+}
+
 func TestIDsThatAreTooManyToRememberAreCountedAndTheirMessagesRepeated(t *testing.T) {
 	old, new := memstream.New(), memstream.New()
 	send(t, migrate.Tee(old, new), "t", numbered("m", 10)...)

@@ -82,7 +82,7 @@ func (p *pair) take(ctx context.Context, from side, dst []transport.Message) (in
 		}
 		ours, forgotten := p.given.claim(m.ID, from)
 		p.d.forget(p.topic, forgotten)
-		if !ours {
+		if !ours && m.Header[headRedrives] == "" { // a dead letter comes home under its old ID
 			again = append(again, m.Receipt())
 			continue
 		}
@@ -102,6 +102,9 @@ func (p *pair) take(ctx context.Context, from side, dst []transport.Message) (in
 	}
 	return kept, nil
 }
+
+// headRedrives tells, as package echo writes it, how often a message was sent home.
+const headRedrives = "echo-redrives"
 
 func (d *Draining) delivered(from side, n int) {
 	if from == fromOld {
