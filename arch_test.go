@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 	"memstream":               {"transport"}, // a driver does not know echo
 	"outbox":                  {"transport"},
 	"redisstream":             {"transport", "internal/held", "github.com/redis/go-redis/v9", "github.com/redis/go-redis/v9/maintnotifications"},
+	"migrate":                 {"transport"}, // between any two drivers
 	"wsstream":                {"transport", "internal/held", "github.com/coder/websocket"},
 	"codec/msgpack":           {".", "github.com/vmihailenco/msgpack/v5"},
 

@@ -66,7 +66,12 @@ var prints = map[string][]string{
 	"workqueue":          {"a worker crashed with 10 jobs in its hands", "200 of 200 jobs done, 11 of them at a second attempt"},
 	"cache-invalidation": {"stale reads before any write: 0", "stale reads after the writes, once the invalidations arrived: 0"},
 	"telemetry":          {telemetryTree},
-	"batch":              {"996 rows stored, 4 tried twice, 4 set aside"},
+	"migrate": {
+		"1. old: 100 published", "2. tee: 100 on both",
+		"3. drainover: 160 from old, 100 from new, 100 that were on both and came once",
+		"4. new: 400 of 400 handled, each once and in order: true",
+	},
+	"batch": {"996 rows stored, 4 tried twice, 4 set aside"},
 }
 
 const telemetryTree = `checkout

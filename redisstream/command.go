@@ -22,6 +22,7 @@ type processor interface {
 // and appends its reply to reply. Nothing sends it again.
 func raw(ctx context.Context, p processor, reply *sink, key int8, args []any) error {
 	from := len(reply.b)
+	reply.heads = 0 // of what the sink collected before, such as a nil array
 	cmd := redis.NewRawWriteToCmd(ctx, reply, args...)
 	cmd.SetFirstKeyPos(key)
 	cmd.SetStepCount(1) // or a cluster's client asks the server for it, each time if that may not be asked
