@@ -34,6 +34,7 @@ func inAndOutOfBubbles(t *testing.T, test func(t *testing.T)) {
 // fails at its first attempt, every seventh at all of them.
 func cascade(t *testing.T, bus *echotest.Bus, concurrency int) *atomic.Int64 {
 	retry := echo.WithRetry(echo.Retry{Attempts: 3, Table: []time.Duration{time.Millisecond}})
+	again := echo.WithRetry(echo.Retry{Table: []time.Duration{time.Millisecond}})
 	n := echo.WithConcurrency(concurrency)
 	pass := func(to *echo.Topic[int]) echo.Handler[int] {
 		p := echo.NewProducer(bus.Bus, to)
@@ -49,8 +50,8 @@ func cascade(t *testing.T, bus *echotest.Bus, concurrency int) *atomic.Int64 {
 	last := func(context.Context, echo.Message[int]) error { handled.Add(1); return nil }
 	run(t, bus, first, pass(second), echo.WithGroup("a"), retry, n)
 	run(t, bus, first, pass(second), echo.WithGroup("b"), retry, n)
-	run(t, bus, second, pass(third), echo.WithGroup("a"), n)
-	run(t, bus, second, pass(third), n)
+	run(t, bus, second, pass(third), echo.WithGroup("a"), retry, n)
+	run(t, bus, second, pass(third), again, n)
 	run(t, bus, third, last, n)
 	run(t, bus, third, last, echo.WithGroup("a"), n)
 	return &handled

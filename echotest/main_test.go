@@ -14,6 +14,7 @@ import (
 
 	"github.com/echobus/echo"
 	"github.com/echobus/echo/echotest"
+	"github.com/echobus/echo/transport"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -48,10 +49,14 @@ func alone(f func()) {
 	<-done
 }
 
-func (t *trial) Helper()          {}
-func (t *trial) Name() string     { return "trial" }
-func (t *trial) Cleanup(f func()) { t.mu.Lock(); defer t.mu.Unlock(); t.cleanups = append(t.cleanups, f) }
-func (t *trial) Failed() bool     { t.mu.Lock(); defer t.mu.Unlock(); return t.failed }
+func (t *trial) Helper()      {}
+func (t *trial) Name() string { return "trial" }
+func (t *trial) Cleanup(f func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.cleanups = append(t.cleanups, f)
+}
+func (t *trial) Failed() bool { t.mu.Lock(); defer t.mu.Unlock(); return t.failed }
 
 func (t *trial) Context() context.Context { return context.Background() }
 
@@ -99,3 +104,6 @@ func values[M any](msgs []echo.Message[M]) []M {
 	}
 	return vs
 }
+
+// blind is a transport that cannot tell how its topics are.
+type blind struct{ transport.Transport }
