@@ -107,12 +107,11 @@ func (w *watch) groups(topic string, info *transport.Info) (left []string) {
 		if g.Lag == 0 && g.Pending == 0 || dead && g.Name == redriveGroup {
 			continue
 		}
-		oldest := "unknown"
-		if g.Oldest != transport.Unknown {
-			oldest = g.Oldest.String()
+		oldest := ""
+		if g.Oldest > 0 {
+			oldest = fmt.Sprintf(" (the oldest published %v ago)", g.Oldest)
 		}
-		left = append(left, fmt.Sprintf("topic %s, group %s: lag %d, pending %d, the oldest of these published %s ago, members %d",
-			topic, g.Name, g.Lag, g.Pending, oldest, r.members[g.Name]))
+		left = append(left, fmt.Sprintf("topic %s, group %s: lag %d, pending %d%s, members %d", topic, g.Name, g.Lag, g.Pending, oldest, r.members[g.Name]))
 	}
 	if late := r.late(info.Delayed, time.Now()); late > 0 {
 		left = append(left, fmt.Sprintf("topic %s: %d delayed messages are due", topic, late))

@@ -3,6 +3,7 @@ package echotest_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -17,7 +18,10 @@ import (
 	"github.com/echobus/echo/transport"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	os.Unsetenv("ECHOTEST_SEED") // the tests choose their seeds
+	goleak.VerifyTestMain(m)
+}
 
 // trial is a test that may fail, and of which nobody knows but its caller.
 type trial struct {
@@ -27,12 +31,15 @@ type trial struct {
 	log      []string
 	failed   bool
 	cleanups []func()
+	ctx      context.Context
 }
 
 // try runs a test, and what it cleans up.
 func try(test func(t testing.TB)) *trial {
-	t := &trial{}
+	ctx, cancel := context.WithCancel(context.Background())
+	t := &trial{ctx: ctx}
 	alone(func() { test(t) })
+	cancel()
 	for _, f := range slices.Backward(t.cleanups) {
 		alone(f)
 	}
@@ -49,16 +56,20 @@ func alone(f func()) {
 	<-done
 }
 
-func (t *trial) Helper()      {}
-func (t *trial) Name() string { return "trial" }
+func (t *trial) Helper()                  {}
+func (t *trial) Context() context.Context { return t.ctx }
+
 func (t *trial) Cleanup(f func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.cleanups = append(t.cleanups, f)
 }
-func (t *trial) Failed() bool { t.mu.Lock(); defer t.mu.Unlock(); return t.failed }
 
-func (t *trial) Context() context.Context { return context.Background() }
+func (t *trial) Failed() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.failed
+}
 
 func (t *trial) Logf(format string, args ...any) {
 	t.mu.Lock()
