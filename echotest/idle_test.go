@@ -15,6 +15,7 @@ import (
 	"github.com/echobus/echo"
 	"github.com/echobus/echo/echotest"
 	"github.com/echobus/echo/memstream"
+	"github.com/echobus/echo/transport"
 )
 
 var (
@@ -229,6 +230,127 @@ func TestClosedSubscriptionsAreNotWaitedFor(t *testing.T) {
 		require.NoError(t, c.Close())
 		bus.WaitIdle(t.Context())
 	})
+}
+
+func TestABroadcastWhoseLeaseEndedIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bus := echotest.New(t, echotest.WithMemory(memstream.WithLease(time.Second)))
+		c, err := echo.Subscribe(t.Context(), bus.Bus, second)
+		require.NoError(t, err)
+		publish(t, bus, second, 1)
+		var again atomic.Bool
+		go func() {
+			for m, err := range c.Messages(context.Background()) {
+				assert.NoError(t, err)
+				if m.Attempt == 1 {
+					time.Sleep(2 * time.Second)
+					assert.ErrorIs(t, m.Ack(context.Background()), echo.ErrLeaseLost)
+					time.Sleep(time.Second)
+					continue
+				}
+				again.Store(true)
+				assert.NoError(t, m.Ack(context.Background()))
+			}
+		}()
+		bus.WaitIdle(t.Context())
+		assert.True(t, again.Load())
+	})
+}
+
+// inspected is a transport that does something before it tells how a topic is.
+type inspected struct {
+	*memstream.Transport
+	before func(topic string)
+}
+
+func (i *inspected) Inspect(ctx context.Context, topic string) (transport.Info, error) {
+	i.before(topic)
+	return i.Transport.Inspect(ctx, topic)
+}
+
+// A message that is never in the topic that is looked at.
+func TestAMessageThatGoesToAndFroIsNotMissed(t *testing.T) {
+	tr := &inspected{Transport: memstream.New()}
+	bus := echotest.New(t, echotest.WithTransport(tr))
+	topics := map[string]*echo.Topic[int]{"second": second, "third": third}
+	other := map[string]*echo.Topic[int]{"second": third, "third": second}
+	consumers := map[string]*echo.Consumer[int]{}
+	for name, topic := range topics {
+		var err error
+		consumers[name], err = echo.Subscribe(t.Context(), bus.Bus, topic, echo.WithGroup("g"))
+		require.NoError(t, err)
+	}
+	at, left := "second", 20
+	tr.before = func(topic string) {
+		if topic != at || left == 0 {
+			return
+		}
+		for m, err := range consumers[at].Messages(t.Context()) {
+			require.NoError(t, err)
+			if left--; left > 0 {
+				publish(t, bus, other[at], m.Value)
+				at = other[at].Name()
+			}
+			require.NoError(t, m.Ack(t.Context()))
+			break
+		}
+	}
+	publish(t, bus, second, 1)
+	bus.WaitIdle(t.Context())
+	assert.Zero(t, left, "ways to go")
+}
+
+// torn is a transport whose figures are not of one moment: the first time, a
+// message is given out after what is pending was counted, and before the lag.
+type torn struct {
+	*memstream.Transport
+	begun, taken, hold chan struct{}
+	looks              atomic.Int64
+}
+
+func (tr *torn) Inspect(ctx context.Context, topic string) (transport.Info, error) {
+	info, err := tr.Transport.Inspect(ctx, topic)
+	if err == nil && tr.looks.Add(1) == 1 {
+		close(tr.begun)
+		<-tr.taken
+		info.Groups[0].Lag = 0
+	}
+	if tr.looks.Load() == 3 {
+		close(tr.hold)
+	}
+	return info, err
+}
+
+func (tr *torn) Subscribe(ctx context.Context, topic string, opts transport.Options) (transport.Subscription, error) {
+	s, err := tr.Transport.Subscribe(ctx, topic, opts)
+	return &tornSubscription{s, tr}, err
+}
+
+type tornSubscription struct {
+	transport.Subscription
+	tr *torn
+}
+
+func (s *tornSubscription) Unwrap() transport.Subscription { return s.Subscription }
+
+func (s *tornSubscription) Receive(ctx context.Context, dst []transport.Message) (int, error) {
+	<-s.tr.begun
+	n, err := s.Subscription.Receive(ctx, dst)
+	if n > 0 {
+		close(s.tr.taken)
+		<-s.tr.hold
+	}
+	return n, err
+}
+
+func TestAMessageBetweenTwoFiguresIsNotMissed(t *testing.T) {
+	tr := &torn{Transport: memstream.New(), begun: make(chan struct{}), taken: make(chan struct{}), hold: make(chan struct{})}
+	bus := echotest.New(t, echotest.WithTransport(tr))
+	var handled atomic.Bool
+	run(t, bus, second, func(context.Context, echo.Message[int]) error { handled.Store(true); return nil }, echo.WithGroup("g"))
+	publish(t, bus, second, 1)
+	bus.WaitIdle(t.Context())
+	assert.True(t, handled.Load())
 }
 
 func TestDeadLettersThatRedriveKeptAreNotWaitedFor(t *testing.T) {

@@ -65,6 +65,14 @@ func TestPublishedDecodesByTheCodecsOfTopicAndBus(t *testing.T) {
 	assert.Empty(t, echotest.Published(bus, echo.NewTopic[string]("other")))
 }
 
+func TestValuesByReferenceNeedNoCodec(t *testing.T) {
+	bus := echotest.New(t, echotest.WithMemory(memstream.WithValues()), echotest.WithBus(echo.WithCodec(echo.Text)))
+	channels := echo.NewTopic[chan int]("channels")
+	c := make(chan int)
+	publish(t, bus, channels, c)
+	echotest.Expect(bus, channels, c)
+}
+
 func TestMessagesOfSeveralPublishersAreInTheOrderOfTheTopic(t *testing.T) {
 	bus := echotest.New(t)
 	var mu sync.Mutex
