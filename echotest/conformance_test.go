@@ -30,6 +30,36 @@ func TestADelayedTransportKeepsEveryPromise(t *testing.T) {
 	})
 }
 
+func TestABroadcastWhoseLeaseEndedIsNotIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := watched(t)
+		defer w.Close()
+		s, err := w.Subscribe(t.Context(), "t", transport.Options{Lease: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Send(t.Context(), "t", []transport.Message{{ID: "a"}}); err != nil {
+			t.Fatal(err)
+		}
+		for attempt, late := range []bool{true, false} {
+			var dst [1]transport.Message
+			if _, err := s.Receive(t.Context(), dst[:]); err != nil || dst[0].Attempt != attempt+1 {
+				t.Fatalf("got %v, attempt %d, want nil, %d", err, dst[0].Attempt, attempt+1)
+			}
+			if late {
+				time.Sleep(2 * time.Second)
+			}
+			err := s.(transport.Acker).Ack(t.Context(), []transport.Receipt{dst[0].Receipt()})
+			if errors.Is(err, transport.ErrLeaseLost) != late {
+				t.Errorf("Ack: got %v, want ErrLeaseLost: %v", err, late)
+			}
+			if idle, err := w.idle(t.Context(), w.next()); idle == late || err != nil {
+				t.Errorf("got idle %v, %v, want %v, nil", idle, err, !late)
+			}
+		}
+	})
+}
+
 func TestWhatIsDelayedIsKeptWhenItsReceiverLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFaulty(watched(t), 1, Faults{Delay: 1, MaxDelay: time.Hour})

@@ -232,31 +232,6 @@ func TestClosedSubscriptionsAreNotWaitedFor(t *testing.T) {
 	})
 }
 
-func TestABroadcastWhoseLeaseEndedIsWaitedFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		bus := echotest.New(t, echotest.WithMemory(memstream.WithLease(time.Second)))
-		c, err := echo.Subscribe(t.Context(), bus.Bus, second)
-		require.NoError(t, err)
-		publish(t, bus, second, 1)
-		var again atomic.Bool
-		go func() {
-			for m, err := range c.Messages(context.Background()) {
-				assert.NoError(t, err)
-				if m.Attempt == 1 {
-					time.Sleep(2 * time.Second)
-					assert.ErrorIs(t, m.Ack(context.Background()), echo.ErrLeaseLost)
-					time.Sleep(time.Second)
-					continue
-				}
-				again.Store(true)
-				assert.NoError(t, m.Ack(context.Background()))
-			}
-		}()
-		bus.WaitIdle(t.Context())
-		assert.True(t, again.Load())
-	})
-}
-
 // inspected is a transport that does something before it tells how a topic is.
 type inspected struct {
 	*memstream.Transport
