@@ -15,8 +15,8 @@ import (
 
 // Faults says how often each fault strikes: 0 is never, 1 always. Those of
 // publishing are decided anew for each attempt to publish. Those of delivery
-// strike a message once in each group and broadcast subscription, so that it is
-// done with in the end. Whatever comes again has a higher Attempt.
+// strike a message, however often it was stored, once in each group and broadcast
+// subscription, so that it is done with in the end. Whatever comes again has a higher Attempt.
 type Faults struct {
 	RefusePublish  float64 // it returns ErrNotPublished, and nothing is stored
 	UnknownPublish float64 // it returns ErrPublishUnknown; every other time or so the message is stored
@@ -63,7 +63,7 @@ func (b *Bus) Faults() FaultCounts {
 }
 
 // faulty is a transport that misbehaves. It knows messages by their numbers:
-// which attempt to publish to their topic they were.
+// at which attempt to publish to their topic they were first.
 type faulty struct {
 	transport.Transport
 	seed uint64
@@ -132,12 +132,15 @@ func (f *faulty) count(counter *int) {
 	*counter++
 }
 
-// publishing numbers an attempt to publish a message.
+// publishing numbers an attempt to publish a message. What is published again
+// is known by its first number, as its copies may be delivered at any time.
 func (f *faulty) publishing(topic, id string) uint64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.last[topic]++
-	f.numbers[identity{topic, id}] = f.last[topic]
+	if name := (identity{topic, id}); f.numbers[name] == 0 {
+		f.numbers[name] = f.last[topic]
+	}
 	return f.last[topic]
 }
 
