@@ -85,5 +85,5 @@ cover: ## Measure which code of all packages the tests reach
 	@go tool cover -func=coverage.out | tail -n 1
 	@echo 'see it: go tool cover -html=coverage.out'
 
-guarantees: ## Run the conformance suite and write docs/guarantees.md from its results
+guarantees: ## Run the suites of all transports and write docs/guarantees.md from their results
 	go run ./internal/guarantees -o docs/guarantees.md

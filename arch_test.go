@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -168,15 +169,21 @@ func TestModuleRequiresOnlyWhatWasDecided(t *testing.T) {
 	}
 }
 
-func TestReadmeShowsCodeThatRuns(t *testing.T) {
-	readme := content(t, "README.md")
-	marked := regexp.MustCompile("(?s)<!-- from: (\\S+) -->\n+```go\n(.*?)```").FindAllStringSubmatch(readme, -1)
-	if marks := strings.Count(readme, "<!-- from:"); marks == 0 || len(marked) != marks {
-		t.Errorf("%d of %d marks stand above a block of Go; README.md has at least one, each written <!-- from: examples/NAME/main.go -->", len(marked), marks)
+func TestDocumentsShowCodeThatRuns(t *testing.T) {
+	pages, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, m := range marked {
-		if file, block := m[1], m[2]; !strings.Contains(content(t, file), block) {
-			t.Errorf("README.md shows code that %s does not contain; a block below such a mark is a verbatim copy:\n%s", file, block)
+	for _, page := range append(pages, "README.md") {
+		text := content(t, page)
+		marked := regexp.MustCompile("(?s)<!-- from: (\\S+) -->\n+```go\n(.*?)```").FindAllStringSubmatch(text, -1)
+		if marks := strings.Count(text, "<!-- from:"); len(marked) != marks || marks == 0 && page == "README.md" {
+			t.Errorf("%s: %d of %d marks stand above a block of Go, each written <!-- from: examples/NAME/main.go -->; README.md has at least one", page, len(marked), marks)
+		}
+		for _, m := range marked {
+			if file, block := m[1], m[2]; !strings.Contains(content(t, file), block) {
+				t.Errorf("%s shows code that %s does not contain; a block below such a mark is a verbatim copy:\n%s", page, file, block)
+			}
 		}
 	}
 }

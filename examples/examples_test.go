@@ -71,7 +71,11 @@ var prints = map[string][]string{
 		"3. drainover: 160 from old, 100 from new, 100 that were on both and came once",
 		"4. new: 400 of 400 handled, each once and in order: true",
 	},
-	"batch": {"996 rows stored, 4 tried twice, 4 set aside"},
+	"batch":  {"996 rows stored, 4 tried twice, 4 set aside"},
+	"retry":  {retried},
+	"delay":  {delayed},
+	"rpc":    {answered},
+	"schema": {upcast},
 }
 
 const telemetryTree = `checkout
@@ -80,6 +84,36 @@ const telemetryTree = `checkout
     process orders, attempt 2
       send invoices, stored
         process invoices, attempt 1`
+
+const retried = `bob-1 is charged at attempt 1
+ann-1 is charged at attempt 2
+ann-2 is charged at attempt 1
+dan-1 is charged at attempt 2
+cid-1 is dead in billing, rejected at attempt 1: nothing to pay
+eve-1 is dead in billing, attempts at attempt 3: card declined
+1 is sent home, 1 is kept
+eve-1 is charged at attempt 1
+5 handled, 6 failures, 2 dead letters`
+
+const delayed = `due after 0s: the oven is on
+due after 0s: pay invoice 7
+due after 300ms: turn the oven down
+due after 600ms: the cake is ready
+due after 900ms: fetch the guests
+5 handled, 1 expired`
+
+const answered = `a pear is 40, a plum is 15, said ["desk 1" "desk 2"]
+code not_found: we have no mango
+truffle: too late: true
+a melon is 350`
+
+const upcast = `golden/v0.json is {Cents:1990 Currency:EUR}
+golden/v1.json is {Cents:1990 Currency:EUR}
+golden/v2.json is {Cents:1990 Currency:EUR}
+version 0, now {Cents:250 Currency:EUR}
+version 1, now {Cents:375 Currency:EUR}
+version 2, now {Cents:500 Currency:CHF}
+dead, upcast: "a lot": upcast from version 0: that is no price`
 
 func TestExamples(t *testing.T) {
 	for name, want := range prints {
@@ -139,6 +173,18 @@ func TestRedis(t *testing.T) {
 	require.Error(t, err)
 	assert.Contains(t, out, "connection refused")
 	assert.NotContains(t, out, "secret")
+}
+
+// The examples that take their transport by URL say the same over Redis.
+func TestOverRedisByURL(t *testing.T) {
+	t.Setenv("ECHO_URL", redistest.Start(t).URL())
+	for _, name := range []string{"retry", "delay", "rpc", "schema"} {
+		t.Run(name, func(t *testing.T) {
+			out, err := run(t, "", name)
+			require.NoError(t, err, out)
+			assert.Equal(t, prints[name][0]+"\n", out)
+		})
+	}
 }
 
 // The difference between the two quickstarts is what it says.

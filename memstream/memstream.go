@@ -10,6 +10,12 @@
 // settled when it leaves the log is kept by its group, so that one stuck
 // message does not stop the topic.
 //
+// Dead letters are a topic as others, with the same bounds. What is not due yet
+// counts against the bounds of its topic apart from the log, and a topic
+// remembers as many names of messages that are stored once as it may have
+// messages. An inbox, for replies, has 1,024 messages at most and drops the
+// oldest.
+//
 // Nothing is written to disk: what a process had not handled when it ended is
 // gone. Publish into memory is an atomic step; its outcome is never unknown.
 //

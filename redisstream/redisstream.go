@@ -40,6 +40,13 @@
 // under the name ~waiting until its delay is over. A broadcast subscription
 // leaves no trace in the server; it reads at a place of its own.
 //
+// What a group gives up, a script moves to the stream of dead letters,
+// echo:{orders}:dead for topic orders, in one step. A message with a delay
+// waits in a sorted set, and a transport that knows the topic moves it when it
+// is due, see [Transport.DelaysMessages]. Names of messages that are to be
+// stored once are in another one, see [WithRemembered]. All keys of a topic
+// have one hash tag. The stream of an inbox, for replies, is short and expires.
+//
 // Receiving rides out what passes: lost connections, restarts, failovers, a
 // server that loads, is full or read-only. It retries with back-off and jitter,
 // never faster. What does not pass (a wrong password, missing rights, a key of
