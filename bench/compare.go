@@ -26,6 +26,9 @@ type plan struct {
 	legacy int           // messages that it leaves
 	claims int           // how often Watermill may claim some of them
 	idle   time.Duration // how long to watch what does nothing
+
+	// Of the suite policy.
+	due time.Duration // over how long delayed messages are due
 }
 
 // A case has so many rounds even when the time is up.

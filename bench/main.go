@@ -48,7 +48,8 @@ The suite redis needs a redis-server to start. It also prints lines
 
 which say how many commands per second a subscription without messages sends. The
 suite ws prints a line SLOW, how many times longer messages take when some sockets
-are slow.
+are slow. The suite policy compares echo with itself, without policies, and prints lines
+LATE, how late delayed messages are.
 
 `)
 	flag.PrintDefaults()
@@ -105,7 +106,7 @@ type suite struct {
 // peer is a module whose version goes on the page.
 type peer struct{ name, module string }
 
-var suites = []suite{memorySuite, redisSuite, wsSuite}
+var suites = []suite{memorySuite, redisSuite, wsSuite, policySuite}
 
 func suiteNames() string {
 	names := make([]string, len(suites))

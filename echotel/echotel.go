@@ -56,8 +56,9 @@ type Telemetry struct {
 	propagator propagation.TextMapPropagator
 	fields     []string // the headers that the propagator uses
 	limits     echo.Limits
-	creates    bool // a batch has a span for each message
-	parent     bool // the message's context is the parent of its processing
+	creates    bool    // a batch has a span for each message
+	parent     bool    // the message's context is the parent of its processing
+	ratio      float64 // of what is looked at that belongs to no trace
 	metrics    metrics
 
 	mu     sync.Mutex // guards the rest
@@ -76,6 +77,7 @@ func New(opts ...Option) *Telemetry {
 		meters:     otel.GetMeterProvider(),
 		propagator: propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{}),
 		creates:    true,
+		ratio:      1,
 	}
 	for _, o := range opts {
 		o(&cfg)
@@ -87,6 +89,7 @@ func New(opts ...Option) *Telemetry {
 		limits:     withDefaults(cfg.limits),
 		creates:    cfg.creates,
 		parent:     cfg.parent,
+		ratio:      min(cfg.ratio, 1),
 		metrics:    newMetrics(cfg.meters.Meter(scope, metric.WithSchemaURL(semconv.SchemaURL))),
 		topics:     make(map[consumed]*topic),
 	}
@@ -109,6 +112,7 @@ type config struct {
 	limits     echo.Limits
 	creates    bool
 	parent     bool
+	ratio      float64
 }
 
 // WithTracerProvider sets who makes spans; the default, also for nil, is
@@ -153,6 +157,17 @@ func WithLimits(l echo.Limits) Option {
 // messages carry. The default is a span for each message beside it.
 func WithoutCreateSpans() Option {
 	return func(c *config) { c.creates = false }
+}
+
+// WithSampleRatio has only a part of the messages looked at, such as 0.01 for one
+// in a hundred: by chance, where it is published and where it is handled, unless
+// it belongs to a trace that is sampled. The others are counted, and neither
+// traced nor timed, which costs a fraction of what an SDK takes to find out that
+// a span is not sampled: that matters where a message takes less than some
+// microseconds. The sampler of the tracer provider decides about those that are
+// looked at. The default is 1; less than 0 means 0.
+func WithSampleRatio(part float64) Option {
+	return func(c *config) { c.ratio = part }
 }
 
 // WithProducerParent makes the context that a message carries the parent of

@@ -18,6 +18,12 @@ import (
 func (t *Telemetry) middleware(next echo.Handler[any]) echo.Handler[any] {
 	last := new(atomic.Pointer[topic])
 	return func(ctx context.Context, m echo.Message[any]) error {
+		if m.Headers == nil && !t.looks(ctx) {
+			err := next(ctx, m)
+			p := processing{t: t, topic: t.topic(last, m.Topic, m.Group()), ctx: ctx, span: noSpan, n: 1}
+			p.end(err)
+			return err
+		}
 		p := t.process(ctx, t.topic(last, m.Topic, m.Group()), m.ID, m.Attempt, m.Headers)
 		returned := false
 		defer func() {

@@ -3,6 +3,8 @@ package echotel
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -33,6 +35,18 @@ func (t *Telemetry) hook(next echo.SendFunc) echo.SendFunc {
 func (t *Telemetry) publish(ctx context.Context, tp *topic, msgs []transport.Message, next echo.SendFunc) (int, error) {
 	m := &msgs[0]
 	own := m.Header
+	if own == nil && !t.looks(ctx) {
+		n, err := next(ctx, tp.name, msgs)
+		if n == 1 {
+			if t.metrics.sent.Enabled(ctx) {
+				t.metrics.sent.Add(ctx, 1, tp.stored.count...)
+			}
+			return n, err
+		}
+		s := sending{t: t, topic: tp, total: 1, ctx: ctx, span: noSpan, n: n, err: err}
+		s.end()
+		return n, err
+	}
 	op, opts := &tp.send, tp.send.begin
 	if _, carried := t.read(ctx, own); carried.IsValid() {
 		op, opts = &tp.relay, tp.relay.with(trace.WithLinks(link(carried, m)))
@@ -56,9 +70,24 @@ func (t *Telemetry) publish(ctx context.Context, tp *topic, msgs []transport.Mes
 	return s.n, s.err
 }
 
+// noSpan is the span of what is not looked at.
+var noSpan = trace.SpanFromContext(context.Background())
+
+// looks reports whether something is to be traced and timed that no message
+// says to be part of a trace.
+func (t *Telemetry) looks(ctx context.Context) bool {
+	return t.ratio >= 1 || trace.SpanContextFromContext(ctx).IsSampled() || rand.Float64() < t.ratio
+}
+
 // publishBatch sends messages in one span. Each carries the context of a span
 // of its own, if there are such spans, or the context of the one.
 func (t *Telemetry) publishBatch(ctx context.Context, tp *topic, msgs []transport.Message, next echo.SendFunc) (int, error) {
+	if !slices.ContainsFunc(msgs, func(m transport.Message) bool { return m.Header != nil }) && !t.looks(ctx) {
+		s := sending{t: t, topic: tp, total: len(msgs), ctx: ctx, span: noSpan}
+		s.n, s.err = next(ctx, tp.name, msgs)
+		s.end()
+		return s.n, s.err
+	}
 	own := make([]map[string]string, len(msgs))
 	for i := range msgs {
 		own[i] = msgs[i].Header
