@@ -42,6 +42,7 @@ type lane struct {
 	called   bool  // err is to be dealt with
 	ok       bool  // its handler returned nil
 	named    bool  // the memory of the consumer knows that it is being handled
+	name     hash  // by which it does
 	afresh   bool  // it waits, and this was no attempt
 }
 
@@ -229,9 +230,11 @@ func (l *lane) lineUp() {
 func (l *lane) passed() {
 	from, again := l.from, l.again
 	if again {
-		l.line.afresh, l.line.named = l.afresh, l.named
+		if l.line.afresh, l.line.named = l.afresh, l.named; l.named {
+			l.r.c.memory.hold(l.name)
+		}
 	} else if l.named {
-		l.r.c.memory.end(nameOf(&l.f.msgs[l.i]), l.ok && !l.f.slots[l.i].back)
+		l.r.c.memory.end(l.name, l.ok && !l.f.slots[l.i].back)
 	}
 	l.from, l.line, l.again, l.afresh, l.named, l.ok = nil, nil, false, false, false, false
 	switch {
@@ -292,7 +295,7 @@ func (l *lane) abandon() {
 			l.giveBack(max(0, from.at-clock()))
 		}
 		if from.named {
-			l.r.c.memory.end(nameOf(&l.f.msgs[l.i]), false)
+			l.r.c.memory.end(l.r.c.memory.hash(nameOf(&l.f.msgs[l.i])), false)
 		}
 	}
 	l.due, l.lines = nil, nil
@@ -300,7 +303,9 @@ func (l *lane) abandon() {
 
 // do takes the message under way to its outcome.
 func (l *lane) do() {
-	l.named = l.from != nil && l.from.named
+	if l.named = l.from != nil && l.from.named; l.named {
+		l.name = l.r.c.memory.hash(nameOf(&l.f.msgs[l.i]))
+	}
 	switch {
 	case l.f.move(l.i, buffered, running):
 	case l.from != nil && l.f.move(l.i, waiting, running):
@@ -349,7 +354,8 @@ func (l *lane) barred() error {
 	if err := c.bars(m); err != nil || c.memory == nil || l.named {
 		return err
 	}
-	switch handled, busy := c.memory.begin(nameOf(m)); {
+	l.name = c.memory.hash(nameOf(m))
+	switch handled, busy := c.memory.begin(l.name, c.cfg.concurrency > 1); {
 	case handled:
 		c.count.duplicates.Add(1)
 		return errNotForUs

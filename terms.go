@@ -3,6 +3,7 @@ package echo
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"strconv"
 	"sync"
 	"time"
@@ -190,21 +191,37 @@ func expired(m *transport.Message, now time.Time) bool {
 }
 
 // memory is what a consumer remembers of the messages it handled within the
-// last window, in two halves that take turns.
+// last window, in two halves that take turns. Names are kept as hashes of 128
+// bits, so that they cost the garbage collector nothing.
 type memory struct {
 	window time.Duration
+	seeds  [2]maphash.Seed
 
-	mu    sync.Mutex               // guards the rest
-	now   map[string]time.Duration // when they were handled; -1: being handled
-	past  map[string]time.Duration
+	mu    sync.Mutex             // guards the rest
+	busy  map[hash]struct{}      // being handled
+	now   map[hash]time.Duration // when they were handled
+	past  map[hash]time.Duration
 	since time.Duration // when now began
+	last  time.Duration // the latest look at the clock
 	lost  uint64        // forgotten before their time
 }
+
+type hash [2]uint64
 
 const maxRemembered = 1 << 16
 
 func newMemory(window time.Duration) *memory {
-	return &memory{window: window, now: make(map[string]time.Duration), since: clock()}
+	return &memory{
+		window: window,
+		seeds:  [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
+		busy:   make(map[hash]struct{}),
+		now:    make(map[hash]time.Duration),
+		since:  clock(),
+	}
+}
+
+func (d *memory) hash(name string) hash {
+	return hash{maphash.String(d.seeds[0], name), maphash.String(d.seeds[1], name)}
 }
 
 // nameOf is by what a message is known again.
@@ -215,51 +232,65 @@ func nameOf(m *transport.Message) string {
 	return m.ID
 }
 
-// look returns what is known of a message. The caller holds mu.
-func (d *memory) look(name string) (handled, busy bool) {
-	d.turn()
+// handled reports whether a message was. The caller holds mu.
+func (d *memory) handled(name hash) bool {
+	now := clock()
+	d.turn(now)
 	at, ok := d.now[name]
 	if !ok {
 		at, ok = d.past[name]
 	}
-	return ok && at >= 0 && clock()-at < d.window, ok && at < 0
+	return ok && now-at < d.window
 }
 
 // begin reports whether a message was handled, or is being handled; otherwise
-// it is from now on.
-func (d *memory) begin(name string) (handled, busy bool) {
+// it is from now on, if others might ask meanwhile.
+func (d *memory) begin(h hash, others bool) (handled, busy bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if handled, busy = d.look(name); !handled && !busy {
-		d.now[name] = -1
+	if d.handled(h) {
+		return true, false
 	}
-	return handled, busy
+	if len(d.busy) > 0 {
+		_, busy = d.busy[h]
+	}
+	if others && !busy {
+		d.busy[h] = struct{}{}
+	}
+	return false, busy
+}
+
+// hold notes that a message is being handled until end.
+func (d *memory) hold(h hash) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.busy[h] = struct{}{}
 }
 
 // knows reports whether a message was handled.
 func (d *memory) knows(name string) bool {
+	h := d.hash(name)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	handled, _ := d.look(name)
-	return handled
+	return d.handled(h)
 }
 
-// end notes what became of a message.
-func (d *memory) end(name string, handled bool) {
+// end notes what became of a message. Its window begins about when the last one
+// began to be handled.
+func (d *memory) end(h hash, handled bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.turn()
-	delete(d.past, name)
+	if len(d.busy) > 0 {
+		delete(d.busy, h)
+	}
 	if handled {
-		d.now[name] = max(clock(), 0)
-	} else {
-		delete(d.now, name)
+		d.now[h] = d.last
 	}
 }
 
 // turn forgets the older half when it is time. The caller holds mu.
-func (d *memory) turn() {
-	now := clock()
+func (d *memory) turn(now time.Duration) {
+	d.last = now
 	old := now-d.since >= d.window
 	if !old && len(d.now) < maxRemembered/2 {
 		return
@@ -268,7 +299,7 @@ func (d *memory) turn() {
 		d.lost += uint64(len(d.past))
 	}
 	if d.past == nil || old && now-d.since >= 2*d.window {
-		d.past = make(map[string]time.Duration)
+		d.past = make(map[hash]time.Duration)
 	}
 	d.now, d.past, d.since = d.past, d.now, now
 	clear(d.now)

@@ -135,15 +135,13 @@ func (t *Telemetry) processClock(ctx context.Context) time.Time {
 // end tells how the processing ended.
 func (p *processing) end(err error) {
 	m, l := &p.t.metrics, p.topic.processed
-	counts, times := m.consumed.Enabled(p.ctx), !p.begun.IsZero()
-	if err != nil && (counts || times || p.span.IsRecording()) {
+	times := !p.begun.IsZero()
+	if err != nil {
 		kind := errorType(err)
-		l = processLabels(p.topic.name, p.topic.group, kind)
+		l = m.processLabels(p.topic.name, p.topic.group, kind)
 		fail(p.span, err, kind)
 	}
-	if counts {
-		m.consumed.Add(p.ctx, int64(p.n), l.count...)
-	}
+	l.count.n.Add(int64(p.n))
 	if times {
 		m.process.Record(p.ctx, time.Since(p.begun).Seconds(), l.duration...)
 	}

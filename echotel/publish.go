@@ -38,9 +38,7 @@ func (t *Telemetry) publish(ctx context.Context, tp *topic, msgs []transport.Mes
 	if own == nil && !t.looks(ctx) {
 		n, err := next(ctx, tp.name, msgs)
 		if n == 1 {
-			if t.metrics.sent.Enabled(ctx) {
-				t.metrics.sent.Add(ctx, 1, tp.stored.count...)
-			}
+			tp.stored.count.n.Add(1)
 			return n, err
 		}
 		s := sending{t: t, topic: tp, total: 1, ctx: ctx, span: noSpan, n: n, err: err}
@@ -226,14 +224,10 @@ func (s *sending) failed() (outcome, kind attribute.KeyValue) {
 // measure counts the messages, those that were stored by themselves, and the time.
 func (s *sending) measure(outcome, kind attribute.KeyValue) {
 	m, l := &s.t.metrics, s.topic.stored
-	counts := m.sent.Enabled(s.ctx)
-	if counts && s.n > 0 {
-		m.sent.Add(s.ctx, int64(s.n), l.count...)
-	}
-	if s.n < s.total && (counts || !s.begun.IsZero()) {
-		if l = sendLabels(s.topic.name, outcome, kind); counts {
-			m.sent.Add(s.ctx, int64(s.total-s.n), l.count...)
-		}
+	l.count.n.Add(int64(s.n))
+	if s.n < s.total {
+		l = m.sendLabels(s.topic.name, outcome, kind)
+		l.count.n.Add(int64(s.total - s.n))
 	}
 	if !s.begun.IsZero() {
 		m.sending.Record(s.ctx, time.Since(s.begun).Seconds(), l.duration...)

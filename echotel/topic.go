@@ -51,7 +51,7 @@ func (o *operation) with(opt trace.SpanStartOption) []trace.SpanStartOption {
 	return append(o.begin[:len(o.begin):len(o.begin)], opt)
 }
 
-func newTopic(name, group string) *topic {
+func newTopic(m *metrics, name, group string) *topic {
 	return &topic{
 		name:      name,
 		group:     group,
@@ -59,8 +59,8 @@ func newTopic(name, group string) *topic {
 		send:      newOperation("send", semconv.MessagingOperationTypeSend, name, trace.SpanKindProducer),
 		relay:     newOperation("send", semconv.MessagingOperationTypeSend, name, trace.SpanKindClient),
 		process:   newOperation("process", semconv.MessagingOperationTypeProcess, name, trace.SpanKindConsumer, inGroup(group)...),
-		stored:    sendLabels(name, outcomeKey.String(stored)),
-		processed: processLabels(name, group),
+		stored:    m.sendLabels(name, outcomeKey.String(stored)),
+		processed: m.processLabels(name, group),
 	}
 }
 
@@ -98,7 +98,7 @@ func (t *Telemetry) topic(last *atomic.Pointer[topic], name, group string) *topi
 	defer t.mu.Unlock()
 	tp := t.topics[consumed{name, group}]
 	if tp == nil {
-		tp = newTopic(name, group)
+		tp = newTopic(&t.metrics, name, group)
 		t.topics[consumed{name, group}] = tp
 	}
 	last.Store(tp)

@@ -60,7 +60,9 @@ func (s *subscription) Receive(ctx context.Context, dst []transport.Message) (in
 			g.pass()
 			t.mu.Unlock()
 			s.copy(dst[:n])
-			s.lastN, s.lastAt = n, clock()
+			if !t.inbox { // whoever waits for a reply waits for this one
+				s.lastN, s.lastAt = n, clock()
+			}
 			return n, err
 		}
 		s.wait()

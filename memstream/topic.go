@@ -13,10 +13,11 @@ import (
 // topic is a log and the groups that read it. A broadcast subscription is a
 // group of one without a name that ends with it.
 type topic struct {
-	of   *Transport
-	name string
-	cfg  *config
-	tail atomic.Uint64 // log.next, for those who look without the lock
+	of    *Transport
+	name  string
+	inbox bool // it is for replies
+	cfg   *config
+	tail  atomic.Uint64 // log.next, for those who look without the lock
 
 	// What is guarded by mu and seldom used keeps it on another cache line
 	// than tail, at which they look often.
@@ -40,7 +41,7 @@ const maxInbox = 1024
 
 func newTopic(name string, of *Transport) *topic {
 	t := &topic{of: of, name: name, cfg: &of.cfg}
-	if transport.IsInbox(name) {
+	if t.inbox = transport.IsInbox(name); t.inbox {
 		own := of.cfg
 		own.maxMessages, own.full = min(own.maxMessages, maxInbox), DropOldest
 		t.cfg = &own
