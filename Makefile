@@ -66,11 +66,13 @@ bench: setup ## Compare with the peers and write docs/performance*.md (ten minut
 	cd bench && go run . -suite memory -o ../docs/performance.md
 	cd bench && go run . -suite redis -o ../docs/performance-redis.md
 	cd bench && go run . -suite ws -o ../docs/performance-websocket.md
+	cd bench && go run . -suite policy -o ../docs/performance-policy.md
 
 bench-quick: setup ## The same comparisons in two minutes, printed only
 	cd bench && go run . -suite memory -quick
 	cd bench && go run . -suite redis -quick
 	cd bench && go run . -suite ws -quick
+	cd bench && go run . -suite policy -quick
 
 # go test fuzzes one target of one package at a time.
 fuzz: ## Run every fuzz target for FUZZTIME (60s) each

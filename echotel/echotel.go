@@ -53,6 +53,7 @@ const scope = "github.com/echobus/echo/echotel"
 // kilobytes for each topic, and is safe for concurrent use.
 type Telemetry struct {
 	tracer     trace.Tracer
+	meter      metric.Meter
 	propagator propagation.TextMapPropagator
 	fields     []string // the headers that the propagator uses
 	limits     echo.Limits
@@ -82,7 +83,9 @@ func New(opts ...Option) *Telemetry {
 	for _, o := range opts {
 		o(&cfg)
 	}
+	meter := cfg.meters.Meter(scope, metric.WithSchemaURL(semconv.SchemaURL))
 	return &Telemetry{
+		meter:      meter,
 		tracer:     cfg.tracers.Tracer(scope, trace.WithSchemaURL(semconv.SchemaURL)),
 		propagator: cfg.propagator,
 		fields:     cfg.propagator.Fields(),
@@ -90,7 +93,7 @@ func New(opts ...Option) *Telemetry {
 		creates:    cfg.creates,
 		parent:     cfg.parent,
 		ratio:      min(cfg.ratio, 1),
-		metrics:    newMetrics(cfg.meters.Meter(scope, metric.WithSchemaURL(semconv.SchemaURL))),
+		metrics:    newMetrics(meter),
 		topics:     make(map[consumed]*topic),
 	}
 }
