@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,8 +40,8 @@ func (e *CallError) Error() string { return e.Code + ": " + e.Text }
 
 // The headers of requests and replies.
 const (
-	headReply = "echo-reply" // where the reply goes
-	headCall  = "echo-call"  // the number of the call, which the reply repeats
+	headReply = "echo-reply" // of a request: where the reply goes, and after a space the number of the call
+	headCall  = "echo-call"  // of a reply: that number
 	headCode  = "echo-code"  // of a reply that is an error, whose text is the data
 )
 
@@ -83,13 +84,13 @@ func call[Req, Res any](ctx context.Context, b *Bus, s *Service[Req, Res], req R
 		return res, err
 	}
 	n, reply := in.expect()
-	defer in.forget(n)
+	defer in.forget(n, reply)
 	if err := c.producer.Publish(ctx, req, append(opts[:len(opts):len(opts)], asks(ctx, in.topic, n))...); err != nil {
 		return res, err
 	}
 	select {
 	case m := <-reply:
-		res, err = c.read(m)
+		res, err = c.read(&m)
 		if d, ok := ctx.Deadline(); ok && err != nil && !time.Now().Before(d) {
 			return res, context.DeadlineExceeded // which is why the responder failed, most likely
 		}
@@ -151,7 +152,7 @@ type inbox struct {
 
 	mu    sync.Mutex // guards the rest
 	n     uint64
-	calls map[uint64]chan *transport.Message
+	calls map[uint64]chan transport.Message
 }
 
 // opening is an inbox that is being opened, or was.
@@ -204,7 +205,7 @@ func (o *opening) over() bool {
 
 // runInbox opens an inbox and receives replies until it ends.
 func (b *Bus) runInbox(o *opening) {
-	in := &inbox{topic: transport.InboxTopic(rand.Text()), ended: make(chan struct{}), calls: make(map[uint64]chan *transport.Message)}
+	in := &inbox{topic: transport.InboxTopic(rand.Text()), ended: make(chan struct{}), calls: make(map[uint64]chan transport.Message)}
 	in.sub, o.err = b.transport.Subscribe(b.replies, in.topic, transport.Options{})
 	if o.err != nil {
 		if b.replies.Err() != nil {
@@ -230,8 +231,8 @@ func (b *Bus) closeInbox() {
 }
 
 // expect returns the number of a call and where its reply will come.
-func (in *inbox) expect() (uint64, <-chan *transport.Message) {
-	reply := make(chan *transport.Message, 1)
+func (in *inbox) expect() (uint64, chan transport.Message) {
+	reply := awaited.Get().(chan transport.Message)
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.n++
@@ -239,10 +240,19 @@ func (in *inbox) expect() (uint64, <-chan *transport.Message) {
 	return in.n, reply
 }
 
-func (in *inbox) forget(n uint64) {
+// awaited lends out the channels in which replies come.
+var awaited = sync.Pool{New: func() any { return make(chan transport.Message, 1) }}
+
+// forget ends what expect began.
+func (in *inbox) forget(n uint64, reply chan transport.Message) {
 	in.mu.Lock()
-	defer in.mu.Unlock()
-	delete(in.calls, n)
+	delete(in.calls, n) // nobody sends to the channel from here on
+	in.mu.Unlock()
+	select {
+	case <-reply: // it came too late
+	default:
+	}
+	awaited.Put(reply)
 }
 
 // receive gives replies to those who wait for them.
@@ -265,7 +275,7 @@ func (in *inbox) receive(ctx context.Context) {
 		rs = rs[:0]
 		for i := range dst[:n] {
 			rs = append(rs, dst[i].Receipt())
-			in.deliver(dst[i])
+			in.deliver(&dst[i])
 		}
 		if acker != nil {
 			acker.Ack(ctx, rs) // or they come again, and nobody waits for them
@@ -274,17 +284,17 @@ func (in *inbox) receive(ctx context.Context) {
 	}
 }
 
-func (in *inbox) deliver(m transport.Message) {
+// deliver gives a reply to who waits for it.
+func (in *inbox) deliver(m *transport.Message) {
 	n, err := strconv.ParseUint(m.Header[headCall], 10, 64)
 	if err != nil {
 		return
 	}
 	in.mu.Lock()
-	reply := in.calls[n]
-	delete(in.calls, n) // a second reply is of a second attempt
-	in.mu.Unlock()
-	if reply != nil {
-		reply <- &m
+	defer in.mu.Unlock()
+	if reply := in.calls[n]; reply != nil {
+		delete(in.calls, n) // a second reply is of a second attempt
+		reply <- *m         // which has room
 	}
 }
 
@@ -310,6 +320,9 @@ func Respond[Req, Res any](ctx context.Context, b *Bus, s *Service[Req, Res], f 
 		c.Close()
 		return fmt.Errorf("echo: respond %s: of replies: %w", s.requests.name, r.replies.err)
 	}
+	if len(c.core.cfg.middleware)+len(b.cfg.middleware) == 0 {
+		r.f = f
+	}
 	r.handle = wrapped(wrapped(func(ctx context.Context, m Message[Req]) (err error) {
 		a, ok := ctx.Value(answering{}).(*answer[Res])
 		if !ok {
@@ -328,6 +341,7 @@ type responder[Req, Res any] struct {
 	c       *Consumer[Req]
 	replies *Producer[Res] // encodes them
 	handle  Handler[Req]
+	f       func(ctx context.Context, m Message[Req]) (Res, error) // if there is no middleware around it
 }
 
 // answer is what the function of a responder returned.
@@ -360,7 +374,7 @@ func (r *responder[Req, Res]) one(ctx context.Context, f *fetch, i int) error {
 			f.delivery(i).drop(r.c.core.bus.settling)
 		}
 	}()
-	err = r.guarded(context.WithValue(ctx, answering{}, &a), r.c.message(f, i, v, version))
+	err = r.guarded(ctx, r.c.message(f, i, v, version), &a)
 	returned = true
 	if _, again := errors.AsType[*retryAfter](err); again {
 		if most := r.c.core.cfg.retry.Attempts; most > 0 && raw.Attempt >= most { // and it is a dead letter
@@ -372,23 +386,31 @@ func (r *responder[Req, Res]) one(ctx context.Context, f *fetch, i int) error {
 }
 
 // guarded calls the function. Its panic is an answer.
-func (r *responder[Req, Res]) guarded(ctx context.Context, m Message[Req]) (err error) {
+func (r *responder[Req, Res]) guarded(ctx context.Context, m Message[Req], a *answer[Res]) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			r.c.core.bus.cfg.logger.Error("echo: responder panicked", "topic", m.Topic, "id", m.ID, "panic", p)
 			err = &CallError{"internal", "the responder panicked"}
 		}
 	}()
-	return r.handle(ctx, m)
+	if r.f != nil {
+		a.value, err = r.f(ctx, m)
+		return err
+	}
+	return r.handle(context.WithValue(ctx, answering{}, a), m)
 }
 
 // reply sends an answer to who asked, if anybody did.
 func (r *responder[Req, Res]) reply(ctx context.Context, request *transport.Message, v *Res, failure error) error {
-	inbox, ok := request.Header[headReply]
+	inbox, number, ok := strings.Cut(request.Header[headReply], " ")
 	if !ok || !transport.IsInbox(inbox) || transport.CheckName("topic", inbox) != nil {
 		return failure
 	}
-	msgs := make([]transport.Message, 1)
+	msgs := one.Get().(*[1]transport.Message)
+	defer func() {
+		msgs[0] = transport.Message{}
+		one.Put(msgs)
+	}()
 	m := &msgs[0]
 	if failure == nil {
 		failure = r.replies.encode(m, *v, nil)
@@ -406,7 +428,7 @@ func (r *responder[Req, Res]) reply(ctx context.Context, request *transport.Mess
 	if m.Header = head; head == nil {
 		m.Header = make(map[string]string, 1)
 	}
-	m.Header[headCall] = request.Header[headCall]
-	_, err := r.c.core.bus.transport.Send(context.WithoutCancel(ctx), inbox, msgs)
+	m.Header[headCall] = number
+	_, err := r.c.core.bus.transport.Send(context.WithoutCancel(ctx), inbox, msgs[:])
 	return err
 }

@@ -28,6 +28,13 @@
 // with equal keys are handled one after another within a consumer, also with
 // [WithConcurrency] and through retries.
 //
+// [WithRetry] says how often and when a message is tried again. What is not goes
+// among the [DeadLetters] of its topic, from where [Redrive] sends it home.
+//
+// # Requests
+//
+// [Call] sends a request to those who [Respond] to a [Service], and awaits the reply.
+//
 // # Outcomes
 //
 // Publish returns nil when the transport has the message, an error that wraps

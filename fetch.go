@@ -187,7 +187,7 @@ func (f *fetch) done(i int) {
 	}
 	f.c.count.handled.Add(1)
 	if f.c.memory != nil {
-		f.c.memory.end(f.c.memory.hash(nameOf(&f.buf[i])), true)
+		f.c.memory.end(f.c.memory.hash(nameOf(&f.buf[i])), clock(), true)
 	}
 }
 

@@ -234,7 +234,7 @@ func (l *lane) passed() {
 			l.r.c.memory.hold(l.name)
 		}
 	} else if l.named {
-		l.r.c.memory.end(l.name, l.ok && !l.f.slots[l.i].back)
+		l.r.c.memory.end(l.name, l.received(), l.ok && !l.f.slots[l.i].back)
 	}
 	l.from, l.line, l.again, l.afresh, l.named, l.ok = nil, nil, false, false, false, false
 	switch {
@@ -295,7 +295,7 @@ func (l *lane) abandon() {
 			l.giveBack(max(0, from.at-clock()))
 		}
 		if from.named {
-			l.r.c.memory.end(l.r.c.memory.hash(nameOf(&l.f.msgs[l.i])), false)
+			l.r.c.memory.end(l.r.c.memory.hash(nameOf(&l.f.msgs[l.i])), 0, false)
 		}
 	}
 	l.due, l.lines = nil, nil
@@ -355,7 +355,7 @@ func (l *lane) barred() error {
 		return err
 	}
 	l.name = c.memory.hash(nameOf(m))
-	switch handled, busy := c.memory.begin(l.name, c.cfg.concurrency > 1); {
+	switch handled, busy := c.memory.begin(l.name, l.received(), c.cfg.concurrency > 1); {
 	case handled:
 		c.count.duplicates.Add(1)
 		return errNotForUs
@@ -364,6 +364,15 @@ func (l *lane) barred() error {
 	}
 	l.named = true
 	return nil
+}
+
+// received is when the message under way was received, or now if it waited since:
+// a fetch is as large as what the handler gets through in some milliseconds.
+func (l *lane) received() time.Duration {
+	if l.from != nil {
+		return clock()
+	}
+	return l.f.since
 }
 
 // busyFor is when to look again whether a message was handled that is being so.

@@ -119,6 +119,12 @@ func wrapped[M any](h Handler[M], mws []func(Handler[any]) Handler[any]) Handler
 	if len(mws) == 0 {
 		return h
 	}
+	outer := chained(h, mws)
+	return func(ctx context.Context, m Message[M]) error { return outer(ctx, m.untyped()) }
+}
+
+// chained is the outermost of some middleware around a handler.
+func chained[M any](h Handler[M], mws []func(Handler[any]) Handler[any]) Handler[any] {
 	outer := Handler[any](func(ctx context.Context, m Message[any]) error {
 		typed, err := retyped[M](m)
 		if err != nil {
@@ -129,5 +135,5 @@ func wrapped[M any](h Handler[M], mws []func(Handler[any]) Handler[any]) Handler
 	for i := len(mws) - 1; i >= 0; i-- {
 		outer = mws[i](outer)
 	}
-	return func(ctx context.Context, m Message[M]) error { return outer(ctx, m.untyped()) }
+	return outer
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,12 +64,15 @@ func (c *Consumer[M]) Run(ctx context.Context, h Handler[M]) error {
 	if h == nil {
 		return c.fail("run", errors.New("the handler is nil"))
 	}
-	h = wrapped(wrapped(h, c.core.cfg.middleware), c.core.bus.cfg.middleware)
-	return c.fail("run", c.core.run(ctx, func() handling { return c.handling(h) }))
+	var outer Handler[any]
+	if mws := slices.Concat(c.core.bus.cfg.middleware, c.core.cfg.middleware); len(mws) > 0 {
+		outer = chained(h, mws)
+	}
+	return c.fail("run", c.core.run(ctx, func() handling { return c.handling(h, outer) }))
 }
 
-// handling decodes messages and gives them to h.
-func (c *Consumer[M]) handling(h Handler[M]) handling {
+// handling decodes messages and gives them to h, or to the middleware around it.
+func (c *Consumer[M]) handling(h Handler[M], outer Handler[any]) handling {
 	values := &ahead[M]{decode: c.value}
 	handle := func(ctx context.Context, f *fetch, i int) error {
 		v, version, err := values.value(f, i)
@@ -76,6 +80,9 @@ func (c *Consumer[M]) handling(h Handler[M]) handling {
 			return c.core.undecoded(ctx, err)
 		}
 		raw := &f.msgs[i]
+		if outer != nil {
+			return outer(ctx, Message[any]{*v, raw.ID, c.core.topicOf(raw), raw.Key, raw.Time, ownHeader(raw.Header), version, raw.Attempt, f.delivery(i)})
+		}
 		return h(ctx, Message[M]{*v, raw.ID, c.core.topicOf(raw), raw.Key, raw.Time, ownHeader(raw.Header), version, raw.Attempt, f.delivery(i)})
 	}
 	return handling{handle, values.begin, values.end}

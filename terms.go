@@ -149,8 +149,7 @@ func (p *Producer[M]) terms(m *transport.Message, cfg *publishConfig, now time.T
 		setHeader(m, headOnce, cfg.once)
 	}
 	if cfg.reply != "" {
-		setHeader(m, headReply, cfg.reply)
-		setHeader(m, headCall, strconv.FormatUint(cfg.call, 10))
+		setHeader(m, headReply, cfg.reply+" "+strconv.FormatUint(cfg.call, 10))
 	}
 	if at := cfg.expires(now, due); !at.IsZero() {
 		setHeader(m, headExpires, strconv.FormatInt(at.Add(time.Millisecond-1).UnixMilli(), 10)) // rounded up
@@ -202,7 +201,6 @@ type memory struct {
 	now   map[hash]time.Duration // when they were handled
 	past  map[hash]time.Duration
 	since time.Duration // when now began
-	last  time.Duration // the latest look at the clock
 	lost  uint64        // forgotten before their time
 }
 
@@ -233,22 +231,22 @@ func nameOf(m *transport.Message) string {
 }
 
 // handled reports whether a message was. The caller holds mu.
-func (d *memory) handled(name hash) bool {
-	now := clock()
+func (d *memory) handled(name hash, now time.Duration) bool {
 	d.turn(now)
 	at, ok := d.now[name]
 	if !ok {
 		at, ok = d.past[name]
 	}
-	return ok && now-at < d.window
+	return ok && clock()-at < d.window
 }
 
 // begin reports whether a message was handled, or is being handled; otherwise
-// it is from now on, if others might ask meanwhile.
-func (d *memory) begin(h hash, others bool) (handled, busy bool) {
+// it is from now on, if others might ask meanwhile. now is when the message was
+// received: what takes its time need not look at the clock.
+func (d *memory) begin(h hash, now time.Duration, others bool) (handled, busy bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.handled(h) {
+	if d.handled(h, now) {
 		return true, false
 	}
 	if len(d.busy) > 0 {
@@ -272,25 +270,23 @@ func (d *memory) knows(name string) bool {
 	h := d.hash(name)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.handled(h)
+	return d.handled(h, clock())
 }
 
-// end notes what became of a message. Its window begins about when the last one
-// began to be handled.
-func (d *memory) end(h hash, handled bool) {
+// end notes what became of a message, whose window begins at now.
+func (d *memory) end(h hash, now time.Duration, handled bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.busy) > 0 {
 		delete(d.busy, h)
 	}
 	if handled {
-		d.now[h] = d.last
+		d.now[h] = now
 	}
 }
 
 // turn forgets the older half when it is time. The caller holds mu.
 func (d *memory) turn(now time.Duration) {
-	d.last = now
 	old := now-d.since >= d.window
 	if !old && len(d.now) < maxRemembered/2 {
 		return

@@ -46,9 +46,9 @@ func (t *Telemetry) Observe(b *echo.Bus, topics ...string) (stop func() error, e
 
 // gauges are what is measured of a topic and of its groups.
 type gauges struct {
-	messages, bytes, delayed, dead, lost, duplicates metric.Int64ObservableGauge
-	lag, pending                                     metric.Int64ObservableGauge
-	oldest                                           metric.Float64ObservableGauge
+	messages, bytes, delayed, dead, lost, duplicates, forgotten metric.Int64ObservableGauge
+	lag, pending                                                metric.Int64ObservableGauge
+	oldest                                                      metric.Float64ObservableGauge
 }
 
 func newGauges(m metric.Meter) (*gauges, error) {
@@ -65,6 +65,7 @@ func newGauges(m metric.Meter) (*gauges, error) {
 		dead:       gauge("topic.dead_letters", "{message}", "Number of dead letters that were not sent home."),
 		lost:       gauge("topic.lost", "{message}", "Number of messages that some subscription did not get, so far."),
 		duplicates: gauge("topic.duplicates", "{message}", "Number of publishes that were there already, so far."),
+		forgotten:  gauge("topic.forgotten", "{message}", "Number of messages that were to be stored once and may be stored again, so far."),
 		lag:        gauge("group.lag", "{message}", "Number of messages that no member of the group was given yet."),
 		pending:    gauge("group.pending", "{message}", "Number of messages that were given to the group and are not settled."),
 	}
@@ -74,7 +75,7 @@ func newGauges(m metric.Meter) (*gauges, error) {
 }
 
 func (g *gauges) all() []metric.Observable {
-	return []metric.Observable{g.messages, g.bytes, g.delayed, g.dead, g.lost, g.duplicates, g.lag, g.pending, g.oldest}
+	return []metric.Observable{g.messages, g.bytes, g.delayed, g.dead, g.lost, g.duplicates, g.forgotten, g.lag, g.pending, g.oldest}
 }
 
 func (g *gauges) observe(to metric.Observer, topic string, i *echo.Inspection) {
@@ -91,6 +92,7 @@ func (g *gauges) observe(to metric.Observer, topic string, i *echo.Inspection) {
 	tell(g.dead, i.DeadLetters, whole)
 	tell(g.lost, i.Lost, whole)
 	tell(g.duplicates, i.Duplicates, whole)
+	tell(g.forgotten, i.Forgotten, whole)
 	for _, group := range i.Groups {
 		one := metric.WithAttributes(append(of[:len(of):len(of)], inGroup(group.Name)...)...)
 		tell(g.lag, group.Lag, one)

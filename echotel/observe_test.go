@@ -40,6 +40,8 @@ func TestObserveMeasuresWhatInspectTells(t *testing.T) {
 		"messaging.echo.topic.dead_letters orders ":          1,
 		"messaging.echo.topic.lost orders ":                  0,
 		"messaging.echo.topic.duplicates orders ":            0,
+		"messaging.echo.topic.forgotten orders ":             0,
+		"messaging.echo.topic.forgotten invoices ":           0,
 		"messaging.echo.group.lag orders billing":            2,
 		"messaging.echo.group.pending orders billing":        0,
 		"messaging.echo.topic.messages invoices ":            0,
@@ -59,7 +61,7 @@ func TestObserveMeasuresWhatInspectTells(t *testing.T) {
 type vague struct{ transport.Transport }
 
 func (vague) Inspect(context.Context, string) (transport.Info, error) {
-	return transport.Info{Messages: 7, Bytes: transport.Unknown, Lost: transport.Unknown, Duplicates: transport.Unknown, Groups: []transport.GroupInfo{
+	return transport.Info{Messages: 7, Bytes: transport.Unknown, Lost: transport.Unknown, Duplicates: transport.Unknown, Forgotten: transport.Unknown, Groups: []transport.GroupInfo{
 		{Name: "g", Lag: transport.Unknown, Pending: 0, Oldest: transport.Unknown},
 	}}, nil
 }

@@ -74,7 +74,7 @@ var noSpan = trace.SpanFromContext(context.Background())
 // looks reports whether something is to be traced and timed that no message
 // says to be part of a trace.
 func (t *Telemetry) looks(ctx context.Context) bool {
-	return t.ratio >= 1 || trace.SpanContextFromContext(ctx).IsSampled() || rand.Float64() < t.ratio
+	return t.ratio >= 1 || rand.Float64() < t.ratio || trace.SpanContextFromContext(ctx).IsSampled()
 }
 
 // publishBatch sends messages in one span. Each carries the context of a span

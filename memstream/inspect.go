@@ -42,6 +42,7 @@ func (t *topic) inspect(now time.Time) transport.Info {
 		Lost:     int64(t.stats.Lost),
 
 		Duplicates: int64(t.stats.Duplicates),
+		Forgotten:  int64(t.stats.Overflowed),
 	}
 	for name, g := range t.named {
 		info.Groups = append(info.Groups, transport.GroupInfo{

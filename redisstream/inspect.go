@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/echobus/echo/transport"
@@ -37,7 +38,7 @@ func (t *Transport) Inspect(ctx context.Context, topic string) (transport.Info, 
 
 func (t *Transport) inspect(ctx context.Context, topic string) (transport.Info, error) {
 	key := t.key(topic)
-	info := transport.Info{Bytes: transport.Unknown, Lost: transport.Unknown, Duplicates: transport.Unknown}
+	info := transport.Info{Bytes: transport.Unknown, Lost: transport.Unknown}
 	n, err := t.command(ctx, 1, "XLEN", key)
 	if err != nil {
 		return info, err
@@ -48,6 +49,15 @@ func (t *Transport) inspect(ctx context.Context, topic string) (transport.Info, 
 		return info, err
 	}
 	info.Delayed, _ = later.(int64)
+	for what, n := range map[string]*int64{"duplicates": &info.Duplicates, "forgotten": &info.Forgotten} {
+		v, err := t.command(ctx, 1, "HGET", t.sideKey(topic, "counts"), what)
+		if err != nil {
+			return info, err
+		}
+		if text, ok := v.(string); ok {
+			*n, _ = strconv.ParseInt(text, 10, 64)
+		}
+	}
 	now, err := t.serverTime(ctx, key)
 	if err != nil {
 		return info, err

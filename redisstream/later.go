@@ -177,15 +177,30 @@ func (x *xadds) accepting(t *Transport, key, topic string, m *transport.Message,
 	if !terms.Due.IsZero() {
 		if d := time.Until(terms.Due); d > 0 {
 			delay = milliseconds(d)
-			t.follow(topic, min(d, dueEvery))
 		}
 	}
 	how, script := "EVALSHA", acceptScript.hash
 	if first { // so that the server that has the key knows the script
 		how, script = "EVAL", acceptScript.source
 	}
-	x.args = append(x.args, how, script, 3, key, t.sideKey(topic, "later"), t.sideKey(topic, "once"),
+	x.args = append(x.args, how, script, 4, key, t.sideKey(topic, "later"), t.sideKey(topic, "once"), t.sideKey(topic, "counts"),
 		delay, terms.Once, milliseconds(terms.Window), t.cfg.remembered)
+}
+
+// postponed sees to it that messages which are stored now and due later are
+// moved in time: a look that began before may not have seen them.
+func (t *Transport) postponed(topic string, msgs []transport.Message) {
+	next := time.Duration(-1)
+	for i := range msgs {
+		if terms := msgs[i].Terms; terms != nil && !terms.Due.IsZero() {
+			if d := max(0, time.Until(terms.Due)); next < 0 || d < next {
+				next = d
+			}
+		}
+	}
+	if next >= 0 {
+		t.follow(topic, min(next, dueEvery))
+	}
 }
 
 // What accept.lua returns in place of an id.

@@ -92,6 +92,7 @@ func (t *Transport) sendSome(ctx context.Context, key, topic string, msgs []tran
 	var pause backoff
 	for {
 		k, fault, err := t.attempt(ctx, key, topic, msgs[n:])
+		t.postponed(topic, msgs[n:]) // some of them may be stored even after an error
 		if n += k; err == nil {
 			t.answered()
 			return n, nil
@@ -247,9 +248,7 @@ func (t *Transport) attempt(ctx context.Context, key, topic string, msgs []trans
 		t.answered()
 		t.look(ctx)
 	}
-	if err := t.note(ctx, topic); faultOf(err) == rejected {
-		return 0, rejected, err
-	} else if err != nil {
+	if err := t.note(ctx, topic); err != nil {
 		return 0, refused, err
 	}
 	x := pipelines.Get().(*xadds)

@@ -58,6 +58,19 @@ func TestMessagesWithAndWithoutTermsGoTogetherWhateverScriptsTheServerKnows(t *t
 	assert.EqualValues(t, 6, inspect(t, tr, "t").Messages)
 }
 
+func TestNamesThatAreTooManyAreForgottenAndCounted(t *testing.T) {
+	tr := fresh(shared.Options(), redisstream.WithRemembered(2))
+	defer tr.Close()
+	for _, name := range []string{"a", "b", "c", "c", "a"} {
+		_, err := tr.Send(t.Context(), "t", []transport.Message{with(name, &transport.Terms{Once: name, Window: time.Minute})})
+		require.NoError(t, err)
+	}
+	i := inspect(t, tr, "t")
+	assert.EqualValues(t, 4, i.Messages, "a was forgotten")
+	assert.EqualValues(t, 1, i.Duplicates)
+	assert.EqualValues(t, 2, i.Forgotten)
+}
+
 // A name is remembered only with its message: one that the server had no memory
 // for, or whose stream is none, can be sent again.
 func TestAMessageThatIsRefusedIsNotRememberedAsStored(t *testing.T) {

@@ -23,11 +23,15 @@ func (t *Transport) note(ctx context.Context, topic string) error {
 	if at, ok := t.noted.Load(topic); ok && now-at.(time.Duration) < noteEvery {
 		return nil
 	}
-	if _, err := t.command(ctx, 1, "SADD", t.registry(), topic); err != nil {
-		return err
+	_, err := t.command(ctx, 1, "SADD", t.registry(), topic)
+	if faultOf(err) == rejected { // who may not is in no pattern, and does without
+		t.cfg.logger.Warn("redisstream: noting a topic failed, patterns do not find it", "topic", topic, "error", err)
+		err = nil
 	}
-	t.noted.Store(topic, now)
-	return nil
+	if err == nil {
+		t.noted.Store(topic, now)
+	}
+	return err
 }
 
 // Topics implements [transport.Lister].

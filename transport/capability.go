@@ -106,6 +106,7 @@ type Info struct {
 	Delayed    int64       `json:"delayed"`    // accepted and not due yet; not among Messages
 	Lost       int64       `json:"lost"`       // dropped before some group or broadcast subscription got them, summed over these
 	Duplicates int64       `json:"duplicates"` // publishes that were found to be there already
+	Forgotten  int64       `json:"forgotten"`  // messages that were to be stored once and may be stored again, as there were too many to remember
 	Groups     []GroupInfo `json:"groups"`     // in the order of their names
 }
 

@@ -1,6 +1,7 @@
 -- Accepts an entry as its publisher's terms say: later, or once.
 --
--- KEYS: the stream, the sorted set of what is due later, that of names
+-- KEYS: the stream, the sorted set of what is due later, that of names, the hash
+--       of counts
 -- ARGV: milliseconds until it is due or 0; the name under which it is stored
 --       once or ""; for how many milliseconds; how many names are remembered;
 --       fields and values
@@ -12,6 +13,7 @@ local delay, name, window, most = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]),
 if name ~= '' then
   local till = redis.call('ZSCORE', KEYS[3], name)
   if till and tonumber(till) > now then
+    redis.call('HINCRBY', KEYS[4], 'duplicates', 1)
     return '0-1'
   end
 end
@@ -33,6 +35,7 @@ if name ~= '' then
   redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
   if redis.call('ZCARD', KEYS[3]) > most then
     redis.call('ZPOPMIN', KEYS[3])
+    redis.call('HINCRBY', KEYS[4], 'forgotten', 1)
   end
   redis.call('PEXPIREAT', KEYS[3], string.format('%.0f', redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')[2]))
 end

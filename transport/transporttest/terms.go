@@ -102,6 +102,9 @@ var terms = []promise{
 		if i := b.inspect("t"); i.Duplicates != transport.Unknown && i.Duplicates != 2 {
 			b.Errorf("got %d duplicates, want 2", i.Duplicates)
 		}
+		if i := b.inspect("t"); i.Forgotten != transport.Unknown && i.Forgotten != 0 {
+			b.Errorf("got %d forgotten, want none", i.Forgotten)
+		}
 		b.group("u", "g").receive(1)
 	}},
 	{"a name is stored once by many senders at a time", func(b *bench) {
