@@ -40,6 +40,7 @@ type consumer struct {
 	inHand    atomic.Int32                  // unsettled messages that a loop has yielded
 	acking    sync.Mutex                    // held while an ackSoon is under way; guards spareAck
 	spareAck  []transport.Receipt
+	releasing sync.Mutex // held while messages that nobody began go back
 
 	count counts
 
@@ -335,6 +336,8 @@ func (c *consumer) close() error {
 	if c.sub == nil {
 		return nil
 	}
+	c.releasing.Lock() // what is on its way back is not to go with the subscription
+	defer c.releasing.Unlock()
 	return c.sub.Close()
 }
 
@@ -547,6 +550,8 @@ func (c *consumer) ackSoon(rs []transport.Receipt) []transport.Receipt {
 
 // release gives back what was fetched and not started.
 func (c *consumer) release() {
+	c.releasing.Lock()
+	defer c.releasing.Unlock()
 	var rs []transport.Receipt
 	c.mu.Lock()
 	for _, f := range c.active {
