@@ -149,6 +149,7 @@ func TestWrongOptionsAreErrorsAtConstruction(t *testing.T) {
 		"Retry.Table takes the place":                                           {echo.WithRetry(echo.Retry{Table: []time.Duration{1}, Max: 2})},
 		"has a negative wait":                                                   {echo.WithRetry(echo.Retry{Table: []time.Duration{-1}})},
 		"Retry.Timeout -1s is negative":                                         {echo.WithRetry(echo.Retry{Timeout: -time.Second})},
+		"WithRetry gives an attempt 1m0s, and WithDrainTimeout(1s)":             {echo.WithRetry(echo.Retry{Timeout: time.Minute}), echo.WithDrainTimeout(time.Second)},
 		"Retry.Attempts 1 leaves nothing":                                       {echo.WithRetry(echo.Retry{Attempts: 1, Min: 1})},
 		"Retry.Table has 2 waits, and 2 attempts":                               {echo.WithRetry(echo.Retry{Attempts: 2, Table: []time.Duration{1, 2}})},
 		"WithDrainTimeout(-1s)":                                                 {echo.WithDrainTimeout(-time.Second)},

@@ -65,6 +65,7 @@ type subscribeConfig struct {
 	onError     func(context.Context, error) error
 	middleware  []func(Handler[any]) Handler[any]
 	prefetchSet bool
+	drainSet    bool
 	err         error
 }
 
@@ -89,6 +90,10 @@ func newSubscribeConfig(opts []SubscribeOption) (*subscribeConfig, error) {
 	if cfg.concurrency > cfg.MaxPending {
 		cfg.fail(fmt.Errorf("WithConcurrency(%d) needs more messages than WithPrefetch(%d) allows", cfg.concurrency, cfg.MaxPending))
 	}
+	if t := cfg.retry.Timeout; cfg.drainSet && t > cfg.drain {
+		cfg.fail(fmt.Errorf("WithRetry gives an attempt %v, and WithDrainTimeout(%v) ends it sooner when the consumer stops", t, cfg.drain))
+	}
+	cfg.drain = max(cfg.drain, cfg.retry.Timeout)
 	return cfg, cfg.err
 }
 
@@ -188,10 +193,10 @@ func WithLease(d time.Duration) SubscribeOption {
 
 // WithDrainTimeout sets how long handlers may go on after Run's context ended
 // or the consumer was closed, before their contexts are cancelled; the default
-// is 30 s. During [Bus.Close] its context is the limit instead.
+// is 30 s, or [Retry].Timeout if that is longer. During [Bus.Close] its context is the limit instead.
 func WithDrainTimeout(d time.Duration) SubscribeOption {
 	return subscribeOption(func(c *subscribeConfig) {
-		if c.drain = d; d < 0 {
+		if c.drain, c.drainSet = d, true; d < 0 {
 			c.fail(fmt.Errorf("WithDrainTimeout(%v): the time is negative", d))
 		}
 	})
