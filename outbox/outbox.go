@@ -69,9 +69,11 @@ type Outbox struct {
 }
 
 var (
-	_ transport.Transport = (*Outbox)(nil)
-	_ transport.Immediate = (*Outbox)(nil)
-	_ transport.Checker   = (*Outbox)(nil)
+	_ transport.Transport    = (*Outbox)(nil)
+	_ transport.Immediate    = (*Outbox)(nil)
+	_ transport.Delayer      = (*Outbox)(nil)
+	_ transport.Deduplicator = (*Outbox)(nil)
+	_ transport.Checker      = (*Outbox)(nil)
 )
 
 // New returns an outbox in db, which stays the caller's to close. It does not
@@ -184,6 +186,14 @@ func (o *Outbox) ready() error {
 // SendsImmediately implements [transport.Immediate]: a publish stays in the
 // goroutine and the context of its transaction.
 func (o *Outbox) SendsImmediately() bool { return true }
+
+// DelaysMessages reports true: the transport that the relay sends to delays them,
+// or refuses them for good, and then they are parked.
+func (o *Outbox) DelaysMessages() bool { return true }
+
+// DeduplicatesMessages reports true; it is as with DelaysMessages. A window
+// begins when a message is relayed.
+func (o *Outbox) DeduplicatesMessages() bool { return true }
 
 // Subscribe returns an error that wraps [errors.ErrUnsupported]. Subscribe to
 // the transport that the relay sends to.

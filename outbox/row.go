@@ -27,6 +27,8 @@ func storable(m *transport.Message) error {
 		return errors.New("it has a value in place of data")
 	case !isText(m.ID):
 		return fmt.Errorf("the ID is not UTF-8 without NUL")
+	case m.Terms != nil && !isText(m.Terms.Once):
+		return fmt.Errorf("the name %.80q is not UTF-8 without NUL", m.Terms.Once)
 	case !isText(m.Type):
 		return fmt.Errorf("the type %.80q is not UTF-8 without NUL", m.Type)
 	}
@@ -54,13 +56,17 @@ func rowsOf(topic string, msgs []transport.Message) ([]any, error) {
 			}
 			header = string(b)
 		}
+		terms, err := termsOf(m)
+		if err != nil {
+			return nil, err
+		}
 		data := m.Data
 		if data == nil {
 			data = []byte{} // which is not NULL
 		}
 		// A key may have NUL, which text in PostgreSQL may not. The time is
 		// text, as databases keep microseconds at best.
-		args = append(args, topic, m.ID, []byte(m.Key), m.Time.UTC().Format(time.RFC3339Nano), m.Type, header, data)
+		args = append(args, topic, m.ID, []byte(m.Key), m.Time.UTC().Format(time.RFC3339Nano), m.Type, header, terms, data)
 	}
 	return args, nil
 }
@@ -69,9 +75,9 @@ func rowsOf(topic string, msgs []transport.Message) ([]any, error) {
 // stands behind them.
 func (r *row) scan(scan func(...any) error, also ...any) error {
 	var key []byte
-	var sent, header string
+	var sent, header, asked string
 	m := &r.msg
-	err := scan(append([]any{&r.id, &r.topic, &m.ID, &key, &sent, &m.Type, &header, &m.Data}, also...)...)
+	err := scan(append([]any{&r.id, &r.topic, &m.ID, &key, &sent, &m.Type, &header, &asked, &m.Data}, also...)...)
 	if err != nil {
 		return err
 	}
@@ -83,5 +89,19 @@ func (r *row) scan(scan func(...any) error, also ...any) error {
 			r.bad = fmt.Errorf("header: %w", err)
 		}
 	}
+	if asked != "" && r.bad == nil {
+		if err := json.Unmarshal([]byte(asked), &m.Terms); err != nil {
+			r.bad = fmt.Errorf("terms: %w", err)
+		}
+	}
 	return nil
+}
+
+// termsOf returns what the publisher of a message asks for as JSON, "" for nothing.
+func termsOf(m *transport.Message) (string, error) {
+	if m.Terms == nil {
+		return "", nil
+	}
+	b, err := json.Marshal(m.Terms)
+	return string(b), err
 }

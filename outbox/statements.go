@@ -6,7 +6,7 @@ import (
 )
 
 // columns are what a message is in a row, as storable, rowsOf and scan have it.
-var columns = []string{"topic", "message", "key", "time", "type", "header", "data"}
+var columns = []string{"topic", "message", "key", "time", "type", "header", "terms", "data"}
 
 // statements are the texts of an outbox's SQL.
 type statements struct {
@@ -41,6 +41,7 @@ func newStatements(d dialect, name string) statements {
 	time    text NOT NULL,
 	type    text NOT NULL,
 	header  text NOT NULL,
+	terms   text NOT NULL,
 	data    ` + d.bytes + ` NOT NULL,
 	created ` + d.integer + ` NOT NULL DEFAULT (` + d.now + `),
 	parked  text
