@@ -40,7 +40,7 @@ type consumer struct {
 	inHand    atomic.Int32                  // unsettled messages that a loop has yielded
 	acking    sync.Mutex                    // held while an ackSoon is under way; guards spareAck
 	spareAck  []transport.Receipt
-	releasing sync.Mutex // held while messages that nobody began go back
+	settles   sync.Mutex // held while messages are acknowledged or go back that no lane sees to
 
 	count counts
 
@@ -336,8 +336,8 @@ func (c *consumer) close() error {
 	if c.sub == nil {
 		return nil
 	}
-	c.releasing.Lock() // what is on its way back is not to go with the subscription
-	defer c.releasing.Unlock()
+	c.settles.Lock() // what is being acknowledged or given back is not to go with the subscription
+	defer c.settles.Unlock()
 	return c.sub.Close()
 }
 
@@ -500,6 +500,8 @@ func (c *consumer) keep() {
 
 // flush acknowledges what was handled and reports how much that was.
 func (c *consumer) flush() int {
+	c.settles.Lock()
+	defer c.settles.Unlock()
 	var rs []transport.Receipt
 	c.mu.Lock()
 	for _, f := range c.active {
@@ -550,8 +552,8 @@ func (c *consumer) ackSoon(rs []transport.Receipt) []transport.Receipt {
 
 // release gives back what was fetched and not started.
 func (c *consumer) release() {
-	c.releasing.Lock()
-	defer c.releasing.Unlock()
+	c.settles.Lock()
+	defer c.settles.Unlock()
 	var rs []transport.Receipt
 	c.mu.Lock()
 	for _, f := range c.active {
