@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -55,11 +56,15 @@ func worker(work string) {
 	bus := echo.New(echo.WithTransport(redisstream.New(redis.NewClient(&redis.Options{Addr: os.Getenv(workerAddr)}), opts...)))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	note("started %d", os.Getpid()) // and can be told to end
 	if work == "publish" {
 		publish(ctx, bus, note)
 		return
 	}
 	consumer, err := echo.Subscribe(ctx, bus, jobs, echo.WithGroup("g"), echo.WithConcurrency(4), echo.WithPrefetch(32, 1<<20), echo.WithRetry(echo.Retry{Min: time.Millisecond, Max: 10 * time.Millisecond}))
+	if ctx.Err() != nil {
+		return
+	}
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -141,6 +146,9 @@ func (c *crew) start(work, name string) {
 	p, err := os.StartProcess(os.Args[0], []string{os.Args[0]}, &os.ProcAttr{Env: env, Files: []*os.File{nil, os.Stdout, os.Stderr}})
 	require.NoError(c.t, err)
 	c.workers = append(c.workers, p)
+	eventually(c.t, 30*time.Second, "the worker to start", func() bool {
+		return slices.ContainsFunc(c.lines("started"), func(f []string) bool { return f[0] == strconv.Itoa(p.Pid) })
+	})
 }
 
 // kill kills worker i.
