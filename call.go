@@ -361,7 +361,8 @@ func (r *responder[Req, Res]) one(ctx context.Context, f *fetch, i int) error {
 	}
 	v, version, err := r.c.value(raw)
 	if err != nil {
-		if e := r.reply(ctx, raw, nil, &CallError{"bad_request", err.Error()}); e != nil {
+		bad := &CallError{"bad_request", err.Error()}
+		if e := r.reply(ctx, raw, nil, bad); e != nil && e != error(bad) {
 			return e
 		}
 		return r.c.core.undecoded(ctx, err)

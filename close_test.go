@@ -339,3 +339,46 @@ func TestTenThousandIdleTopicsAreCheap(t *testing.T) {
 		require.NoError(t, <-ran)
 	}
 }
+
+// hung is a transport that settles nothing until it is told to give up.
+type hung struct{ transport.Transport }
+
+func (h hung) Unwrap() transport.Transport { return h.Transport }
+func (h hung) Subscribe(ctx context.Context, topic string, o transport.Options) (transport.Subscription, error) {
+	s, err := h.Transport.Subscribe(ctx, topic, o)
+	return hungSub{s}, err
+}
+
+type hungSub struct{ transport.Subscription }
+
+func (s hungSub) Unwrap() transport.Subscription { return s.Subscription }
+func (s hungSub) Ack(ctx context.Context, _ []transport.Receipt) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func TestCloseEndsWithItsContextThoughTheTransportHangs(t *testing.T) {
+	bus := echo.New(echo.WithTransport(hung{memstream.New()}))
+	topic := echo.NewTopic[int]("t")
+	c := subscribe(t, bus, topic, echo.WithGroup("g"), echo.WithConcurrency(4))
+	handled := make(chan int, 100)
+	done := make(chan error, 1)
+	go func() {
+		done <- c.Run(context.Background(), func(_ context.Context, m echo.Message[int]) error {
+			handled <- m.Value
+			time.Sleep(time.Duration(m.Value%4) * 20 * time.Millisecond)
+			return nil
+		})
+	}()
+	publish(t, bus, topic, 0, 1, 2, 3, 4, 5, 6, 7)
+	for range 4 {
+		<-handled
+	}
+	time.Sleep(30 * time.Millisecond) // the keeper acknowledges
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	bus.Close(ctx)
+	assert.Less(t, time.Since(begin), 5*time.Second)
+	require.NoError(t, <-done)
+}

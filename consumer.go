@@ -550,8 +550,25 @@ func (c *consumer) ackSoon(rs []transport.Receipt) []transport.Receipt {
 	return spare
 }
 
+// has reports whether a message is in a state.
+func (c *consumer) has(state uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, f := range c.active {
+		for i := range f.msgs {
+			if f.state(i) == state {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // release gives back what was fetched and not started.
 func (c *consumer) release() {
+	if !c.has(buffered) {
+		return
+	}
 	c.settles.Lock()
 	defer c.settles.Unlock()
 	var rs []transport.Receipt

@@ -71,9 +71,10 @@ type Bus struct {
 	dedups    bool             // the transport deduplicates messages
 	decoders  map[string]Codec // by content type
 
-	// settling is the context of settlements: no caller's. It does not end; a
-	// transport that is closed ends its calls.
-	settling context.Context
+	// settling is the context of settlements: no caller's. It ends with Close, or
+	// the context of that.
+	settling    context.Context
+	endSettling context.CancelFunc
 
 	sending sync.WaitGroup // group commits under way
 	closed  atomic.Bool    // refuses publishing
@@ -124,7 +125,7 @@ func New(opts ...BusOption) *Bus {
 	addCodecs(b.decoders, []Codec{JSON, Bytes, Text})
 	addCodecs(b.decoders, append([]Codec{b.cfg.codec}, b.cfg.also...))
 	b.err = errors.Join(b.cfg.errs...)
-	b.settling = context.Background()
+	b.settling, b.endSettling = context.WithCancel(context.Background())
 	b.replies, b.endReplies = context.WithCancel(context.Background())
 	return b
 }
@@ -178,6 +179,8 @@ func (b *Bus) Close(ctx context.Context) (Account, error) {
 }
 
 func (b *Bus) close(ctx context.Context) (Account, error) {
+	defer b.endSettling()
+	defer context.AfterFunc(ctx, b.endSettling)()
 	b.mu.Lock()
 	b.draining = true
 	consumers := make([]*consumer, 0, len(b.consumers))

@@ -114,6 +114,7 @@ func (f *family) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var errs error
 	for _, topic := range topics {
 		f.mu.Lock()
 		_, known := f.members[topic]
@@ -123,7 +124,8 @@ func (f *family) look(ctx context.Context) error {
 		}
 		sub, err := f.bus.transport.Subscribe(ctx, topic, f.opts)
 		if err != nil {
-			return fmt.Errorf("topic %s: %w", topic, err)
+			errs = errors.Join(errs, fmt.Errorf("topic %s: %w", topic, err))
+			continue
 		}
 		k := &kin{f: f, topic: topic, sub: sub}
 		f.mu.Lock()
@@ -139,7 +141,7 @@ func (f *family) look(ctx context.Context) error {
 		f.work.Go(k.receive)
 		f.mu.Unlock()
 	}
-	return nil
+	return errs
 }
 
 // receive receives the messages of one topic, and holds them for the taking.
@@ -174,6 +176,11 @@ func (k *kin) fail(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.members, k.topic)
+	for token, h := range f.held { // which went back
+		if h.of == k {
+			delete(f.held, token)
+		}
+	}
 }
 
 // demand waits until somebody asks for messages, and reports whether that will be.

@@ -172,6 +172,9 @@ func (d delivery) settled(err error) error {
 	case errors.Is(err, ErrLeaseLost):
 		state = lost
 	}
+	if state == running {
+		d.f.slots[d.i].back = false
+	}
 	if state != running && d.f.byHand {
 		d.f.c.inHand.Add(-1)
 	}

@@ -338,7 +338,7 @@ func (l *lane) do() {
 
 // yield gives back the message under way, as the consumer is paused.
 func (l *lane) yield() {
-	if l.from != nil {
+	if l.from != nil && !l.from.afresh {
 		l.giveBack(0)
 	} else if l.f.move(l.i, running, gone) {
 		l.r.c.untake(l.f.msgs[l.i : l.i+1])

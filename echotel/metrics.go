@@ -93,7 +93,14 @@ type convention interface {
 
 func newTallies(m metric.Meter, c convention) (*tallies, error) {
 	t := &tallies{by: make(map[attribute.Distinct]*tally)}
-	_, err := m.Int64ObservableCounter(c.Name(), metric.WithUnit(c.Unit()), metric.WithDescription(c.Description()), metric.WithInt64Callback(t.observe))
+	inst, err := m.Int64ObservableCounter(c.Name(), metric.WithUnit(c.Unit()), metric.WithDescription(c.Description()))
+	if err != nil {
+		return t, err
+	}
+	_, err = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		t.observe(o, inst)
+		return nil
+	}, inst) // of the instrument itself, the meter would take those of the first Telemetry alone
 	return t, err
 }
 
@@ -109,13 +116,12 @@ func (t *tallies) of(set attribute.Set) *tally {
 	return c
 }
 
-func (t *tallies) observe(_ context.Context, o metric.Int64Observer) error {
+func (t *tallies) observe(o metric.Observer, inst metric.Int64Observable) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, c := range t.by {
 		if n := c.n.Load(); n > 0 {
-			o.Observe(n, c.attrs)
+			o.ObserveInt64(inst, n, c.attrs)
 		}
 	}
-	return nil
 }

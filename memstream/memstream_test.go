@@ -45,7 +45,7 @@ func open(t testing.TB, tr *memstream.Transport, o transport.Options) transport.
 // ready receives what is there.
 func ready(t testing.TB, s transport.Subscription) []transport.Message {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	dst := make([]transport.Message, 1000)
 	n, err := s.Receive(ctx, dst)

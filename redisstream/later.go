@@ -29,6 +29,7 @@ type following struct {
 	at    time.Duration // when to look
 	users int           // subscriptions
 	busy  bool          // somebody looks
+	again bool          // something was said to be due since then
 }
 
 // follow sees to it that what is due in a topic is moved to its stream, and
@@ -49,7 +50,7 @@ func (t *Transport) followAs(topic string, d time.Duration, users int) {
 		t.later[topic] = f
 	}
 	f.users += users
-	f.at = min(f.at, at)
+	f.at, f.again = min(f.at, at), true
 	if !t.mover && !t.ended {
 		t.mover = true
 		t.work.Go(t.moveDue)
@@ -90,7 +91,7 @@ func (t *Transport) moveDue() {
 				next = min(next, f.at-now)
 				continue
 			}
-			f.busy, f.at = true, now+dueEvery // unless something is said to be due sooner, from here on
+			f.busy, f.again, f.at = true, false, now+dueEvery // unless something is said to be due sooner, from here on
 			due = append(due, topic)
 		}
 		t.mu.Unlock()
@@ -127,7 +128,7 @@ func (t *Transport) moveDueOf(topic string) {
 	f := t.later[topic]
 	f.busy = false
 	if next < 0 {
-		if next = dueEvery; f.users == 0 {
+		if next = dueEvery; f.users == 0 && !f.again {
 			delete(t.later, topic)
 			return
 		}

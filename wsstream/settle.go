@@ -117,7 +117,7 @@ func (g *groupSub) moved(op *settlement) {
 // too many are queued.
 func (g *groupSub) do(op settlement) bool {
 	g.mu.Lock()
-	if g.queued+len(op.ns) > 4*g.s.h.cfg.maxHeld {
+	if g.queued+len(op.ns) > 4*g.s.h.cfg.maxHeld || len(g.ops) > 4*g.s.h.cfg.maxHeld {
 		g.mu.Unlock()
 		return false
 	}
