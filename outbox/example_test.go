@@ -22,7 +22,7 @@ func ExampleOutbox_Schema() {
 	// 	time    text NOT NULL,
 	// 	type    text NOT NULL,
 	// 	header  text NOT NULL,
-	// 	terms   text NOT NULL,
+	// 	terms   text NOT NULL DEFAULT '',
 	// 	data    bytea NOT NULL,
 	// 	created bigint NOT NULL DEFAULT ((extract(epoch FROM clock_timestamp()) * 1000)::bigint),
 	// 	parked  text

@@ -41,7 +41,7 @@ func newStatements(d dialect, name string) statements {
 	time    text NOT NULL,
 	type    text NOT NULL,
 	header  text NOT NULL,
-	terms   text NOT NULL,
+	terms   text NOT NULL DEFAULT '',
 	data    ` + d.bytes + ` NOT NULL,
 	created ` + d.integer + ` NOT NULL DEFAULT (` + d.now + `),
 	parked  text
