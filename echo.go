@@ -54,6 +54,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/echobus/echo/memstream"
 	"github.com/echobus/echo/transport"
@@ -72,7 +73,7 @@ type Bus struct {
 	decoders  map[string]Codec // by content type
 
 	// settling is the context of settlements: no caller's. It ends with Close, or
-	// the context of that.
+	// settleGrace after the context of that.
 	settling    context.Context
 	endSettling context.CancelFunc
 
@@ -178,9 +179,13 @@ func (b *Bus) Close(ctx context.Context) (Account, error) {
 	return b.account, b.closeErr
 }
 
+// settleGrace is how long acknowledgements may take once there is no time left:
+// a Close whose context has ended acknowledges what was handled all the same.
+const settleGrace = time.Second
+
 func (b *Bus) close(ctx context.Context) (Account, error) {
 	defer b.endSettling()
-	defer context.AfterFunc(ctx, b.endSettling)()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(settleGrace, b.endSettling) })()
 	b.mu.Lock()
 	b.draining = true
 	consumers := make([]*consumer, 0, len(b.consumers))
