@@ -28,7 +28,7 @@ var endurance = []promise{
 			sending.Go(func() { b.publish(l, rng, fmt.Sprint("p", p), each) })
 		}
 		sending.Wait()
-		b.eventuallyOr(l.done)
+		b.whileHandled(l)
 		close(drained)
 		consuming.Wait()
 		for _, v := range l.verdict() {
@@ -107,10 +107,19 @@ func (b *bench) publish(l *ledger, rng *rand.Rand, name string, n int) {
 	}
 }
 
-// eventuallyOr waits until done; what is missing then is the ledger's to tell.
-func (b *bench) eventuallyOr(done func() bool) {
-	for end := time.Now().Add(b.patience); !done() && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
+// whileHandled waits until all is handled, or nothing more is for as long as the
+// patience lasts: how long the whole takes is the network's affair. What is
+// missing then is the ledger's to tell.
+func (b *bench) whileHandled(l *ledger) {
+	handled, _ := l.progress()
+	for end := time.Now().Add(b.patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		n, all := l.progress()
+		if all {
+			return
+		}
+		if n > handled {
+			handled, end = n, time.Now().Add(b.patience)
+		}
 	}
 }
 

@@ -102,11 +102,11 @@ func (l *ledger) ack(id string) {
 	}
 }
 
-// done reports whether every accepted message was handled.
-func (l *ledger) done() bool {
+// progress returns how many messages were handled, and whether all accepted ones were.
+func (l *ledger) progress() (handled int, all bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.acked >= len(l.accepted)
+	return l.acked, l.acked >= len(l.accepted)
 }
 
 // verdict returns the promises that were broken.
