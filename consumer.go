@@ -28,14 +28,15 @@ type consumer struct {
 	acker    transport.Acker
 	nacker   transport.Nacker
 	extender transport.Extender // nil: messages have no lease
-	mover    transport.Mover    // nil: there are no dead letters
+	mover    transport.Mover    // nil: there are no dead letters, or those of a family
 	memory   *memory            // of WithDedup, nil without it
-	lease    time.Duration      // 0: messages have no lease
 
 	using     atomic.Bool                   // Run, Messages or Batches is under way
 	stopping  atomic.Bool                   // nothing more is received
 	unlimited atomic.Bool                   // the drain timeout does not apply
 	paused    atomic.Pointer[chan struct{}] // closed by resume; nil: not paused
+	pauses    atomic.Uint32                 // how often it was
+	returning sync.RWMutex                  // read-held while a pause gives back, which precedes what is received next
 	window    int                           // messages to fetch at once; the receiver's
 	inHand    atomic.Int32                  // unsettled messages that a loop has yielded
 	acking    sync.Mutex                    // held while an ackSoon is under way; guards spareAck
@@ -83,85 +84,120 @@ func clock() time.Duration { return time.Since(start) }
 
 func newConsumer(ctx context.Context, b *Bus, topic string, cfg *subscribeConfig) (*consumer, error) {
 	c := &consumer{bus: b, topic: topic, cfg: cfg, window: 1}
-	if err := b.add(c); err != nil {
-		return nil, err
-	}
-	var sub transport.Subscription
-	var err error
-	if transport.IsPattern(topic) {
-		c.family, err = subscribeFamily(ctx, b, topic, cfg.Options)
-		sub = c.family
-	} else {
-		sub, err = b.transport.Subscribe(ctx, topic, cfg.Options)
-	}
-	if err != nil {
-		b.remove(c)
-		return nil, err
-	}
-	c.sub = sub
-	var ok bool
-	if c.acker, ok = transport.As[transport.Acker](sub); ok {
-		c.nacker, ok = transport.As[transport.Nacker](sub)
-	}
-	if !ok {
-		c.close()
-		return nil, fmt.Errorf("the transport cannot acknowledge and give back messages: %w", errors.ErrUnsupported)
-	}
 	if cfg.dedup > 0 {
 		c.memory = newMemory(cfg.dedup)
 	}
-	if err := c.findMover(); err != nil {
-		c.close()
+	if err := b.add(c); err != nil {
 		return nil, err
 	}
-	if c.extender, ok = transport.As[transport.Extender](sub); ok {
-		c.lease = c.extender.Lease()
-	} else if cfg.Lease > 0 {
+	if err := c.open(ctx); err != nil {
 		c.close()
-		return nil, fmt.Errorf("WithLease: the transport has no leases: %w", errors.ErrUnsupported)
+		return nil, err
 	}
 	return c, nil
 }
 
-// findMover finds where the dead letters of a group go.
-func (c *consumer) findMover() error {
+// open subscribes, and finds out what the subscription can.
+func (c *consumer) open(ctx context.Context) error {
 	_, c.letters = transport.CutDead(c.topic)
 	switch {
 	case c.letters && c.cfg.Group == redriveGroup:
 		return fmt.Errorf("WithGroup(%q): of the dead letters, this group is Redrive's", redriveGroup)
 	case c.letters && c.cfg.retry.Attempts > 0:
 		return errors.New("WithRetry: dead letters have no dead letters, so Attempts has no meaning for them")
-	case c.letters || c.cfg.Group == "": // what a broadcast gives up is given up here alone
-		return nil
 	}
-	mover, ok := transport.As[transport.Mover](c.sub)
-	if !ok && c.cfg.retry.Attempts > 0 {
-		return fmt.Errorf("WithRetry: the transport has no dead letters, so Attempts is %w", errors.ErrUnsupported)
+	sub, err := c.subscribe(ctx)
+	if err != nil {
+		return err
 	}
-	if err := c.checkDead(); err != nil && ok {
-		if c.cfg.retry.Attempts > 0 {
-			return fmt.Errorf("WithRetry: of the dead letters: %w", err)
-		}
-		return nil
+	c.mu.Lock()
+	c.sub = sub
+	closed := c.closed
+	c.mu.Unlock()
+	if closed { // with the bus, before there was anything to close
+		sub.Close()
+		return ErrClosed
 	}
-	c.mover = mover
+	var ok bool
+	if c.acker, ok = transport.As[transport.Acker](sub); ok {
+		c.nacker, ok = transport.As[transport.Nacker](sub)
+	}
+	if !ok {
+		return fmt.Errorf("the transport cannot acknowledge and give back messages: %w", errors.ErrUnsupported)
+	}
+	if c.extender, ok = transport.As[transport.Extender](sub); !ok && c.cfg.Lease > 0 {
+		return fmt.Errorf("WithLease: the transport has no leases: %w", errors.ErrUnsupported)
+	}
 	return nil
 }
 
-// checkDead returns why the dead letters of the topic cannot have a topic.
-func (c *consumer) checkDead() error {
-	if c.family != nil {
-		return nil // each of its topics may or may not
+func (c *consumer) subscribe(ctx context.Context) (transport.Subscription, error) {
+	if transport.IsPattern(c.topic) {
+		if from := c.cfg.Start.From; from == transport.AfterID || from == transport.AfterPosition {
+			return nil, fmt.Errorf("pattern %s: FromID names a message of one topic", c.topic)
+		}
+		f, err := subscribeFamily(ctx, c.bus, c.topic, c.cfg.Options, c.moverFor)
+		if err != nil {
+			return nil, err
+		}
+		c.family = f
+		return f, nil
 	}
-	return transport.CheckName("topic", transport.DeadTopic(c.topic))
+	sub, err := c.bus.transport.Subscribe(ctx, c.topic, c.cfg.Options)
+	if err != nil {
+		return nil, err
+	}
+	if c.mover, err = c.moverFor(c.topic, sub); err != nil {
+		sub.Close()
+		return nil, err
+	}
+	return sub, nil
+}
+
+// moverFor returns what puts messages of a topic among its dead letters, nil if
+// it has none. That is an error if they are asked for.
+func (c *consumer) moverFor(topic string, sub transport.Subscription) (transport.Mover, error) {
+	if c.letters || c.cfg.Group == "" { // what a broadcast gives up is given up here alone
+		return nil, nil
+	}
+	mover, ok := transport.As[transport.Mover](sub)
+	err := transport.CheckName("topic", transport.DeadTopic(topic))
+	switch asked := c.cfg.retry.Attempts > 0; {
+	case ok && err == nil:
+		return mover, nil
+	case !ok && asked:
+		return nil, fmt.Errorf("WithRetry: the transport has no dead letters, so Attempts is %w", errors.ErrUnsupported)
+	case asked:
+		return nil, fmt.Errorf("WithRetry: of the dead letters: %w", err)
+	}
+	return nil, nil
+}
+
+// home returns the topic of a message, before it is settled, and what puts it
+// among the dead letters of that, nil if it has none.
+func (c *consumer) home(m *transport.Message) (topic string, mover transport.Mover) {
+	if c.family == nil {
+		return c.topic, c.mover
+	}
+	topic, dead := c.family.topicOf(m)
+	if !dead {
+		return topic, nil
+	}
+	return topic, c.family
 }
 
 // topicOf returns the topic of a message, before it is settled.
 func (c *consumer) topicOf(m *transport.Message) string {
-	if c.family == nil {
-		return c.topic
+	topic, _ := c.home(m)
+	return topic
+}
+
+// lease is how long a message may stay unsettled; 0: for ever.
+func (c *consumer) lease() time.Duration {
+	if c.extender == nil {
+		return 0
 	}
-	return c.family.topicOf(m)
+	return c.extender.Lease()
 }
 
 // begin starts a use of the consumer, which has one at a time.
@@ -323,7 +359,7 @@ func (c *consumer) tally(a *Account) {
 func (c *consumer) close() error {
 	c.stop()
 	c.mu.Lock()
-	closed := c.closed
+	closed, sub := c.closed, c.sub
 	c.closed = true
 	if c.keeper != nil {
 		c.keeper.Stop()
@@ -333,12 +369,12 @@ func (c *consumer) close() error {
 		return nil
 	}
 	c.bus.remove(c)
-	if c.sub == nil {
+	if sub == nil {
 		return nil
 	}
 	c.settles.Lock() // what is being acknowledged or given back is not to go with the subscription
 	defer c.settles.Unlock()
-	return c.sub.Close()
+	return sub.Close()
 }
 
 // receive fetches the next messages. The keeper looks after them until they
@@ -346,6 +382,7 @@ func (c *consumer) close() error {
 func (c *consumer) receive(ctx context.Context, most int) (*fetch, error) {
 	size := min(c.window, most)
 	f := c.unused(size)
+	pauses := c.pauses.Load()
 	n, err := c.take(ctx, f.buf[:size])
 	if err != nil {
 		c.mu.Lock()
@@ -358,7 +395,7 @@ func (c *consumer) receive(ctx context.Context, most int) (*fetch, error) {
 	c.active = append(c.active, f)
 	c.arm()
 	c.mu.Unlock()
-	if c.stopping.Load() {
+	if c.stopping.Load() || c.pauses.Load() != pauses {
 		c.release()
 	}
 	return f, nil
@@ -371,23 +408,19 @@ func (c *consumer) byHand() bool {
 	return c.use != nil && !c.use.handles
 }
 
-// take receives messages, unless the consumer is paused: then it waits until it
-// is not.
+// take receives messages. While the consumer is paused it waits, until what the
+// pause gave back has gone: or messages would come before those.
 func (c *consumer) take(ctx context.Context, dst []transport.Message) (int, error) {
-	for {
-		if p := c.paused.Load(); p != nil {
-			select {
-			case <-*p:
-			case <-ctx.Done():
-				return 0, ctx.Err()
-			}
+	for p := c.paused.Load(); p != nil; p = c.paused.Load() {
+		select {
+		case <-*p:
+		case <-ctx.Done():
+			return 0, ctx.Err()
 		}
-		n, err := c.sub.Receive(ctx, dst)
-		if err != nil || c.paused.Load() == nil {
-			return n, err
-		}
-		c.untake(dst[:n])
+		c.returning.Lock()
+		c.returning.Unlock()
 	}
+	return c.sub.Receive(ctx, dst)
 }
 
 // untake gives back what was received and not begun.
@@ -408,8 +441,11 @@ func (c *consumer) keptAt(f *fetch) time.Duration {
 
 // pause stops receiving until resume. What was fetched and not begun goes back.
 func (c *consumer) pause() {
+	c.returning.RLock()
+	defer c.returning.RUnlock()
 	resumed := make(chan struct{})
 	if c.paused.CompareAndSwap(nil, &resumed) {
+		c.pauses.Add(1)
 		c.release()
 	}
 }
@@ -521,7 +557,7 @@ func (c *consumer) ack(rs []transport.Receipt) {
 	late := 0
 	if err != nil {
 		late = len(rs)
-		if e, ok := errors.AsType[*transport.LeaseError](err); ok {
+		if e, alone := lostBy(err); alone {
 			late = len(e.Lost)
 		}
 		c.bus.cfg.logger.Warn("echo: acknowledging failed, messages will come again", "topic", c.topic, "group", c.cfg.Group, "messages", late, "error", err)
@@ -585,13 +621,7 @@ func (c *consumer) giveBack(rs []transport.Receipt) {
 	if len(rs) == 0 {
 		return
 	}
-	var err error
-	if r, ok := transport.As[transport.Releaser](c.sub); ok {
-		err = r.Release(c.bus.settling, rs)
-	} else {
-		err = c.nacker.Nack(c.bus.settling, rs, 0)
-	}
-	if err != nil {
+	if err := release(c.bus.settling, c.sub, rs); err != nil {
 		c.bus.cfg.logger.Warn("echo: giving back failed, messages will come again when their leases end", "topic", c.topic, "group", c.cfg.Group, "error", err)
 	} else if c.draining.Load() {
 		c.givenBack.Add(int64(len(rs)))
@@ -601,10 +631,11 @@ func (c *consumer) giveBack(rs []transport.Receipt) {
 // extend extends the leases of what waits and, under Run, of what runs, when
 // it is time, and returns when it will be time again.
 func (c *consumer) extend() time.Duration {
-	if c.lease == 0 {
+	lease := c.lease()
+	if lease == 0 {
 		return time.Minute
 	}
-	every := c.lease / 3
+	every := lease / 3
 	now := clock()
 	var rs []transport.Receipt
 	c.mu.Lock()
@@ -625,12 +656,20 @@ func (c *consumer) extend() time.Duration {
 		return every
 	}
 	err := c.extender.Extend(c.bus.settling, rs, 0)
-	if e, ok := errors.AsType[*transport.LeaseError](err); ok {
-		c.lose(e)
-	} else if err != nil && !errors.Is(err, ErrClosed) {
+	late, alone := lostBy(err)
+	if late != nil {
+		c.lose(late)
+	}
+	if err != nil && !alone && !errors.Is(err, ErrClosed) {
 		c.bus.cfg.logger.Warn("echo: extending leases failed", "topic", c.topic, "group", c.cfg.Group, "messages", len(rs), "error", err)
 	}
 	return every
+}
+
+// lostBy returns which deliveries were lost, and whether nothing else failed.
+func lostBy(err error) (late *transport.LeaseError, alone bool) {
+	late, _ = errors.AsType[*transport.LeaseError](err)
+	return late, late != nil && err == error(late)
 }
 
 // lose notes whose leases are lost, and ends the contexts of their handlers.

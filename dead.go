@@ -159,19 +159,20 @@ var errSpent = errors.New("delivered again after its last attempt: whoever had i
 // bury puts a message among the dead letters of its topic, in place of the
 // delivery. Where there are none it is given up: logged, and settled as done.
 func (c *consumer) bury(ctx context.Context, m *transport.Message, reason string, err error) error {
-	if c.mover == nil {
+	topic, mover := c.home(m)
+	if mover == nil {
 		c.count.givenUp.Add(1)
 		c.bus.cfg.logger.Error("echo: message given up, as there are no dead letters here", "topic", c.topic, "group", c.cfg.Group,
 			"id", m.ID, "reason", reason, "attempt", m.Attempt, "error", err)
 		return c.acker.Ack(ctx, []transport.Receipt{m.Receipt()})
 	}
 	most := buryMost
-	if c.lease > 0 { // or somebody else has it meanwhile
-		most = min(most, max(c.lease/3, 10*time.Millisecond))
+	if lease := c.lease(); lease > 0 { // or somebody else has it meanwhile
+		most = min(most, max(lease/3, 10*time.Millisecond))
 	}
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
-	move := c.mover.Move(ctx, transport.DeadTopic(c.topicOf(m)), deadLetter(m, c.cfg.Group, reason, err), m.Receipt())
+	move := mover.Move(ctx, transport.DeadTopic(topic), deadLetter(m, c.cfg.Group, reason, err), m.Receipt())
 	if move == nil {
 		c.count.dead.Add(1)
 		c.bus.cfg.logger.Error("echo: message is a dead letter", "topic", c.topic, "group", c.cfg.Group,

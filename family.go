@@ -11,54 +11,47 @@ import (
 )
 
 // family is a subscription to all topics that match a pattern, also those that
-// come to be while it is open: one subscription for each, whose messages go
-// through it. Its tokens are its own, as those of two topics may be equal.
+// come to be while it is open: a kin for each, whose messages go through it. Its
+// tokens are its own, as those of two topics may be equal.
 //
-// A goroutine for each topic receives while Receive is asked, and holds what
-// came until that takes it, or for a moment: then it gives it back, so that
-// members of the group that have time get it.
+// What ends the subscription to one topic ends the family: only its user knows
+// whether to go on without.
 type family struct {
-	bus     *Bus
-	pattern string
-	opts    transport.Options
-	lister  transport.Lister
-	ctx     context.Context // ends with Close
-	cancel  context.CancelFunc
-	work    sync.WaitGroup
-	came    chan struct{} // holds a token when there is something to take
+	bus      *Bus
+	pattern  string
+	opts     transport.Options
+	lister   transport.Lister
+	moverFor func(topic string, sub transport.Subscription) (transport.Mover, error)
+	ctx      context.Context // ends with Close
+	cancel   context.CancelFunc
+	work     sync.WaitGroup
+	came     chan struct{} // holds a token when there may be something to take
 
-	mu      sync.Mutex // guards the rest
-	closed  bool
-	members map[string]*kin
-	ready   []*kin // with messages to take, longest first
-	asking  int    // calls of Receive under way
-	asked   chan struct{}
-	losses  []*LostError
-	token   uint64
-	held    map[uint64]holding
-	lease   time.Duration
-}
-
-// kin is the subscription to one topic.
-type kin struct {
-	f     *family
-	topic string
-	sub   transport.Subscription
-	batch []transport.Message // to be taken
-	taken chan struct{}       // closed when batch is
+	mu     sync.Mutex // guards the rest
+	closed bool
+	kin    map[string]*kin // by topic
+	ready  []*kin          // with messages to take, longest first
+	asking int             // messages that Receive asks for
+	asked  chan struct{}   // closed when it begins to
+	losses []*LostError    // to be told
+	err    error           // final
+	token  uint64
+	held   map[uint64]holding
+	bytes  int           // their size
+	check  time.Duration // when to look whose lease has ended
+	lease  time.Duration // the shortest, 0 before there is a topic
 }
 
 // holding is a delivery in the hands of the consumer.
 type holding struct {
-	of *kin
-	r  transport.Receipt // its own
+	of    *kin
+	r     transport.Receipt // its own
+	size  int
+	until time.Duration // the end of its lease: from then on it takes no room
 }
 
-const (
-	kinBatch = 32          // messages of one topic that are held for the taking
-	kinHold  = time.Second // for so long at most
-	lookFor  = time.Second // new topics are looked for so often
-)
+// lookFor is how often new topics are looked for.
+const lookFor = time.Second
 
 var (
 	_ transport.Acker    = (*family)(nil)
@@ -67,18 +60,18 @@ var (
 	_ transport.Extender = (*family)(nil)
 )
 
-// subscribeFamily subscribes to all topics that match a pattern.
-func subscribeFamily(ctx context.Context, b *Bus, pattern string, opts transport.Options) (*family, error) {
+// subscribeFamily subscribes to all topics that match a pattern. moverFor says
+// whether the dead letters of a topic have a place, or why the topic cannot be
+// subscribed to.
+func subscribeFamily(ctx context.Context, b *Bus, pattern string, opts transport.Options,
+	moverFor func(topic string, sub transport.Subscription) (transport.Mover, error)) (*family, error) {
 	lister, ok := transport.As[transport.Lister](b.transport)
 	if !ok {
 		return nil, fmt.Errorf("pattern %s: the transport cannot tell its topics: %w", pattern, errors.ErrUnsupported)
 	}
-	if from := opts.Start.From; from == transport.AfterID || from == transport.AfterPosition {
-		return nil, fmt.Errorf("pattern %s: FromID names a message of one topic", pattern)
-	}
 	f := &family{
-		bus: b, pattern: pattern, opts: opts, lister: lister, came: make(chan struct{}, 1),
-		members: make(map[string]*kin), held: make(map[uint64]holding), asked: make(chan struct{}),
+		bus: b, pattern: pattern, opts: opts, lister: lister, moverFor: moverFor, came: make(chan struct{}, 1),
+		kin: make(map[string]*kin), held: make(map[uint64]holding), check: forever, asked: make(chan struct{}),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	if err := f.look(ctx); err != nil {
@@ -102,7 +95,9 @@ func (f *family) watch() {
 		case <-f.ctx.Done():
 			return
 		}
-		if err := f.look(f.ctx); err != nil && f.ctx.Err() == nil {
+		if err := f.look(f.ctx); errors.Is(err, ErrClosed) {
+			f.fail(ErrClosed)
+		} else if err != nil && f.ctx.Err() == nil {
 			f.bus.cfg.logger.Warn("echo: looking for new topics failed, trying again", "pattern", f.pattern, "error", err)
 		}
 	}
@@ -117,26 +112,25 @@ func (f *family) look(ctx context.Context) error {
 	var errs error
 	for _, topic := range topics {
 		f.mu.Lock()
-		_, known := f.members[topic]
+		_, known := f.kin[topic]
 		f.mu.Unlock()
 		if known {
 			continue
 		}
-		sub, err := f.bus.transport.Subscribe(ctx, topic, f.opts)
+		k, err := f.openKin(ctx, topic)
 		if err != nil {
 			errs = errors.Join(errs, fmt.Errorf("topic %s: %w", topic, err))
 			continue
 		}
-		k := &kin{f: f, topic: topic, sub: sub}
 		f.mu.Lock()
 		if f.closed {
 			f.mu.Unlock()
-			sub.Close()
+			k.sub.Close()
 			return ErrClosed
 		}
-		f.members[topic] = k
-		if e, ok := transport.As[transport.Extender](sub); ok {
-			f.lease = e.Lease()
+		f.kin[topic] = k
+		if f.lease == 0 || k.lease > 0 && k.lease < f.lease {
+			f.lease = k.lease
 		}
 		f.work.Go(k.receive)
 		f.mu.Unlock()
@@ -144,115 +138,43 @@ func (f *family) look(ctx context.Context) error {
 	return errs
 }
 
-// receive receives the messages of one topic, and holds them for the taking.
-func (k *kin) receive() {
-	f := k.f
-	buf := make([]transport.Message, kinBatch)
-	for f.demand() {
-		n, err := k.sub.Receive(f.ctx, buf)
-		if lost, ok := errors.AsType[*LostError](err); ok {
-			f.mu.Lock()
-			f.losses = append(f.losses, lost)
-			f.mu.Unlock()
-			f.wake()
-			continue
-		}
-		if err != nil {
-			k.fail(err)
-			return
-		}
-		k.offer(buf[:n])
-	}
-}
-
-// fail forgets a topic whose subscription ended, so that it is opened again.
-func (k *kin) fail(err error) {
-	f := k.f
-	if f.ctx.Err() != nil {
-		return
-	}
-	f.bus.cfg.logger.Error("echo: a subscription of a pattern ended, subscribing again", "pattern", f.pattern, "topic", k.topic, "group", f.opts.Group, "error", err)
-	k.sub.Close()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.members, k.topic)
-	for token, h := range f.held { // which went back
-		if h.of == k {
-			delete(f.held, token)
-		}
-	}
-}
-
-// demand waits until somebody asks for messages, and reports whether that will be.
-func (f *family) demand() bool {
+// demand waits until somebody asks for messages, and returns for how many; 0 if
+// nobody will.
+func (f *family) demand() int {
 	for {
 		f.mu.Lock()
-		if f.closed || f.asking > 0 {
-			defer f.mu.Unlock()
-			return !f.closed
-		}
-		asked := f.asked
+		asking, asked := f.asking, f.asked
 		f.mu.Unlock()
+		if f.ctx.Err() != nil {
+			return 0
+		}
+		if asking > 0 {
+			return asking
+		}
 		select {
 		case <-asked:
 		case <-f.ctx.Done():
-			return false
+			return 0
 		}
 	}
 }
 
-// offer holds messages until all are taken, or gives back those that are not in time.
-func (k *kin) offer(msgs []transport.Message) {
-	f := k.f
+// lose notes what Receive shall tell of.
+func (f *family) lose(lost *LostError) {
 	f.mu.Lock()
-	k.batch, k.taken = msgs, make(chan struct{})
-	taken := k.taken
-	f.ready = append(f.ready, k)
-	hold := kinHold
-	if f.lease > 0 {
-		hold = min(hold, f.lease/4)
-	}
+	f.losses = append(f.losses, lost)
 	f.mu.Unlock()
 	f.wake()
-	t := time.NewTimer(hold)
-	defer t.Stop()
-	select {
-	case <-taken:
-		return
-	case <-t.C:
-	case <-f.ctx.Done():
-	}
-	f.mu.Lock()
-	rest := k.batch
-	k.batch = nil
-	for i, o := range f.ready {
-		if o == k {
-			f.ready = append(f.ready[:i], f.ready[i+1:]...)
-			break
-		}
-	}
-	f.mu.Unlock()
-	k.release(rest)
 }
 
-// release gives back messages that nobody took.
-func (k *kin) release(msgs []transport.Message) {
-	if len(msgs) == 0 {
-		return
+// fail notes what Receive ends with from now on.
+func (f *family) fail(err error) {
+	f.mu.Lock()
+	if f.err == nil {
+		f.err = err
 	}
-	rs := make([]transport.Receipt, len(msgs))
-	for i := range msgs {
-		rs[i] = msgs[i].Receipt()
-	}
-	var err error
-	if r, ok := transport.As[transport.Releaser](k.sub); ok {
-		err = r.Release(k.f.bus.settling, rs)
-	} else if n, ok := transport.As[transport.Nacker](k.sub); ok {
-		err = n.Nack(k.f.bus.settling, rs, 0)
-	}
-	if err != nil && !errors.Is(err, ErrClosed) {
-		k.f.bus.cfg.logger.Warn("echo: giving back failed, messages will come again when their leases end", "topic", k.topic, "group", k.f.opts.Group, "error", err)
-	}
+	f.mu.Unlock()
+	f.cancel()
 }
 
 func (f *family) wake() {
@@ -267,196 +189,264 @@ func (f *family) Receive(ctx context.Context, dst []transport.Message) (int, err
 	if len(dst) == 0 {
 		return 0, nil
 	}
-	f.ask(1)
-	defer f.ask(-1)
+	f.ask(len(dst))
+	defer f.ask(0)
 	for {
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		if n, err := f.take(dst); n > 0 || err != nil {
+		n, full, err := f.take(dst)
+		if n > 0 || err != nil {
 			return n, err
 		}
-		select {
-		case <-f.came:
-		case <-ctx.Done():
-		case <-f.ctx.Done():
-			return 0, ErrClosed
-		}
+		f.await(ctx, full)
 	}
 }
 
-// ask notes that somebody asks for messages, or does no more.
+// await waits for something to take, which a lease that ends makes room for.
+func (f *family) await(ctx context.Context, room time.Duration) {
+	var ended <-chan time.Time
+	if room < forever {
+		t := time.NewTimer(room - clock())
+		defer t.Stop()
+		ended = t.C
+	}
+	select {
+	case <-f.came:
+	case <-ended:
+	case <-ctx.Done():
+	case <-f.ctx.Done():
+	}
+}
+
+// ask notes for how many messages somebody asks.
 func (f *family) ask(n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.asking += n; n > 0 {
+	if f.asking = n; n > 0 {
 		close(f.asked)
 		f.asked = make(chan struct{})
 	}
 }
 
-// take takes what topics hold, the longest held first.
-func (f *family) take(dst []transport.Message) (n int, err error) {
+// take takes what topics hold, the longest held first. If there is no room, it
+// tells when to look again.
+func (f *family) take(dst []transport.Message) (n int, room time.Duration, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closed {
-		return 0, ErrClosed
+	if f.err != nil {
+		return 0, 0, f.err
 	}
 	if len(f.losses) > 0 {
 		lost := f.losses[0]
 		f.losses = f.losses[1:]
-		return 0, lost
+		return 0, 0, lost
 	}
-	for n < len(dst) && len(f.ready) > 0 && (f.opts.MaxPending == 0 || len(f.held) < f.opts.MaxPending) {
+	f.expire()
+	for n < len(dst) && len(f.ready) > 0 {
 		k := f.ready[0]
-		m := &dst[n]
-		*m = k.batch[0]
+		m := &k.batch[0]
+		if !f.fits(m.Size()) {
+			return n, f.check, nil
+		}
 		f.token++
-		f.held[f.token] = holding{k, m.Receipt()}
-		m.Token = f.token
+		f.hold(f.token, holding{k, m.Receipt(), m.Size(), k.until})
+		dst[n] = *m
+		dst[n].Token = f.token
 		n++
 		if k.batch = k.batch[1:]; len(k.batch) == 0 {
 			f.ready = f.ready[1:]
 			close(k.taken)
 		}
 	}
-	return n, nil
+	return n, forever, nil
 }
 
-// topicOf returns the topic of a message that is held.
-func (f *family) topicOf(m *transport.Message) string {
+// fits reports whether there is room for a message.
+func (f *family) fits(size int) bool {
+	return len(f.held) == 0 ||
+		(f.opts.MaxPending == 0 || len(f.held) < f.opts.MaxPending) &&
+			(f.opts.MaxPendingBytes == 0 || f.bytes+size <= f.opts.MaxPendingBytes)
+}
+
+// hold notes a delivery, or another end of its lease.
+func (f *family) hold(token uint64, h holding) {
+	f.bytes += h.size - f.held[token].size
+	f.held[token] = h
+	f.check = min(f.check, h.until)
+}
+
+// drop forgets a delivery.
+func (f *family) drop(token uint64) {
+	f.bytes -= f.held[token].size
+	delete(f.held, token)
+}
+
+// expire forgets deliveries whose leases have ended.
+func (f *family) expire() {
+	now := clock()
+	if now < f.check {
+		return
+	}
+	f.check = forever
+	for token, h := range f.held {
+		if h.until <= now {
+			f.drop(token)
+		} else {
+			f.check = min(f.check, h.until)
+		}
+	}
+	f.check = max(f.check, now+minPace) // as it is work
+}
+
+// topicOf returns the topic of a message that is held, and whether its dead
+// letters have one.
+func (f *family) topicOf(m *transport.Message) (topic string, dead bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if h, ok := f.held[m.Token]; ok {
-		return h.of.topic
+		return h.of.topic, h.of.dead
 	}
-	return f.pattern
+	return f.pattern, false
 }
 
-// settle does something to deliveries, topic by topic. What is done is held no
-// more, unless keep.
-func (f *family) settle(rs []transport.Receipt, keep bool, do func(sub transport.Subscription, rs []transport.Receipt) error) error {
-	byKin := map[*kin][]transport.Receipt{}
-	back := map[holding]transport.Receipt{} // ours, by theirs
-	var lost []transport.Receipt
+// settle does something to deliveries, topic by topic, and notes of each that it
+// is done. If some were lost and others failed, its error says both.
+func (f *family) settle(rs []transport.Receipt, do func(k *kin, rs []transport.Receipt) error, note func(token uint64)) error {
+	type part struct{ ours, theirs []transport.Receipt }
+	parts := map[*kin]*part{}
+	late := &transport.LeaseError{}
 	f.mu.Lock()
 	for _, r := range rs {
 		h, ok := f.held[r.Token]
 		if !ok {
-			lost = append(lost, r)
+			late.Lost = append(late.Lost, r)
 			continue
 		}
-		byKin[h.of] = append(byKin[h.of], h.r)
-		back[h] = r
+		p := parts[h.of]
+		if p == nil {
+			p = &part{}
+			parts[h.of] = p
+		}
+		p.ours, p.theirs = append(p.ours, r), append(p.theirs, h.r)
 	}
 	f.mu.Unlock()
-	var errs error
-	for k, theirs := range byKin {
-		err := do(k.sub, theirs)
-		late, _ := errors.AsType[*transport.LeaseError](err)
-		if err != nil && late == nil {
-			errs = errors.Join(errs, fmt.Errorf("topic %s: %w", k.topic, err))
+	var errs []error
+	for k, p := range parts {
+		err := do(k, p.theirs)
+		lost, _ := errors.AsType[*transport.LeaseError](err)
+		if err != nil && lost == nil {
+			errs = append(errs, fmt.Errorf("topic %s: %w", k.topic, err))
 			continue
 		}
 		f.mu.Lock()
-		for _, r := range theirs {
-			own := back[holding{k, r}]
-			gone := late != nil && late.Has(r)
-			if gone {
-				lost = append(lost, own)
-			}
-			if gone || !keep {
-				delete(f.held, own.Token)
+		for i, r := range p.ours {
+			if lost != nil && lost.Has(p.theirs[i]) {
+				late.Lost = append(late.Lost, r)
+				f.drop(r.Token)
+			} else if _, ok := f.held[r.Token]; ok {
+				note(r.Token)
 			}
 		}
 		f.mu.Unlock()
 	}
 	f.wake() // there may be room again
-	if errs == nil && lost != nil {
-		return &transport.LeaseError{Lost: lost}
+	switch {
+	case late.Lost == nil:
+		return errors.Join(errs...)
+	case errs == nil:
+		return late
 	}
-	return errs
+	return errors.Join(append(errs, late)...)
 }
 
 // Ack implements [transport.Acker].
 func (f *family) Ack(ctx context.Context, rs []transport.Receipt) error {
-	return f.settle(rs, false, func(sub transport.Subscription, rs []transport.Receipt) error {
-		a, ok := transport.As[transport.Acker](sub)
+	return f.settle(rs, func(k *kin, rs []transport.Receipt) error {
+		a, ok := transport.As[transport.Acker](k.sub)
 		if !ok {
 			return errors.ErrUnsupported
 		}
 		return a.Ack(ctx, rs)
-	})
+	}, f.drop)
 }
 
 // Nack implements [transport.Nacker].
 func (f *family) Nack(ctx context.Context, rs []transport.Receipt, delay time.Duration) error {
-	return f.settle(rs, false, func(sub transport.Subscription, rs []transport.Receipt) error {
-		n, ok := transport.As[transport.Nacker](sub)
+	return f.settle(rs, func(k *kin, rs []transport.Receipt) error {
+		n, ok := transport.As[transport.Nacker](k.sub)
 		if !ok {
 			return errors.ErrUnsupported
 		}
-		return n.Nack(ctx, rs, delay)
-	})
+		if delay > 0 {
+			return n.Nack(ctx, rs, delay)
+		}
+		defer k.recall()()
+		return n.Nack(ctx, rs, 0)
+	}, f.drop)
 }
 
 // Release implements [transport.Releaser].
 func (f *family) Release(ctx context.Context, rs []transport.Receipt) error {
-	return f.settle(rs, false, func(sub transport.Subscription, rs []transport.Receipt) error {
-		if r, ok := transport.As[transport.Releaser](sub); ok {
-			return r.Release(ctx, rs)
-		}
-		if n, ok := transport.As[transport.Nacker](sub); ok {
-			return n.Nack(ctx, rs, 0)
-		}
-		return errors.ErrUnsupported
-	})
+	return f.settle(rs, func(k *kin, rs []transport.Receipt) error {
+		defer k.recall()()
+		return release(ctx, k.sub, rs)
+	}, f.drop)
 }
 
-// Lease implements [transport.Extender].
+// Lease implements [transport.Extender]. Before there is a topic it is what was
+// asked for.
 func (f *family) Lease() time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.lease > 0 {
 		return f.lease
 	}
-	return max(f.opts.Lease, time.Second) // before there is a topic
+	return f.opts.Lease
 }
 
 // Extend implements [transport.Extender].
 func (f *family) Extend(ctx context.Context, rs []transport.Receipt, d time.Duration) error {
-	return f.settle(rs, true, func(sub transport.Subscription, rs []transport.Receipt) error {
-		if e, ok := transport.As[transport.Extender](sub); ok {
+	return f.settle(rs, func(k *kin, rs []transport.Receipt) error {
+		if e, ok := transport.As[transport.Extender](k.sub); ok {
 			return e.Extend(ctx, rs, d)
 		}
 		return nil // it has no leases
+	}, func(token uint64) {
+		h := f.held[token]
+		if h.of.lease > 0 {
+			if h.until = clock() + d; d == 0 {
+				h.until += h.of.lease
+			}
+			f.hold(token, h)
+		}
 	})
 }
 
-// Move implements [transport.Mover].
+// Move is as that of a [transport.Mover], for messages whose topic has dead letters.
 func (f *family) Move(ctx context.Context, topic string, m transport.Message, r transport.Receipt) error {
-	return f.settle([]transport.Receipt{r}, false, func(sub transport.Subscription, rs []transport.Receipt) error {
-		mover, ok := transport.As[transport.Mover](sub)
+	return f.settle([]transport.Receipt{r}, func(k *kin, rs []transport.Receipt) error {
+		mover, ok := transport.As[transport.Mover](k.sub)
 		if !ok {
 			return errors.ErrUnsupported
 		}
 		return mover.Move(ctx, topic, m, rs[0])
-	})
+	}, f.drop)
 }
 
 // Close implements [transport.Subscription].
 func (f *family) Close() error {
 	f.mu.Lock()
-	if f.closed {
-		f.mu.Unlock()
+	closed := f.closed
+	f.closed, f.err = true, ErrClosed
+	f.mu.Unlock()
+	if closed {
 		return nil
 	}
-	f.closed = true
-	f.mu.Unlock()
 	f.cancel()
 	f.work.Wait() // what was held for the taking went back
 	var err error
-	for _, k := range f.members {
+	for _, k := range f.kin {
 		err = errors.Join(err, k.sub.Close())
 	}
 	return err

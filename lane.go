@@ -316,8 +316,7 @@ func (l *lane) do() {
 		return // released, or its lease is lost
 	}
 	l.f.slots[l.i].back = false
-	if l.r.c.paused.Load() != nil {
-		l.yield()
+	if l.r.c.paused.Load() != nil && l.yield() {
 		return
 	}
 	switch l.err = l.barred(); l.err {
@@ -336,13 +335,20 @@ func (l *lane) do() {
 	l.called = false
 }
 
-// yield gives back the message under way, as the consumer is paused.
-func (l *lane) yield() {
+// yield gives back the message under way, if the consumer is still paused.
+func (l *lane) yield() bool {
+	c := l.r.c
+	c.returning.RLock()
+	defer c.returning.RUnlock()
+	if c.paused.Load() == nil {
+		return false
+	}
 	if l.from != nil && !l.from.afresh {
 		l.giveBack(0)
 	} else if l.f.move(l.i, running, gone) {
-		l.r.c.untake(l.f.msgs[l.i : l.i+1])
+		c.untake(l.f.msgs[l.i : l.i+1])
 	}
+	return true
 }
 
 // barred returns why the handler is not to be called.

@@ -38,7 +38,7 @@ func (c *Consumer[M]) Close() error {
 // Pause stops the consumer from taking messages until Resume. What it had
 // fetched and not begun goes back to its group; handlers under way go on, and
 // what waits to be tried again goes back when it is due. Other members of the
-// group are not concerned.
+// group are not concerned; without any, keys keep their order.
 func (c *Consumer[M]) Pause() { c.core.pause() }
 
 // Resume ends a Pause.
@@ -374,7 +374,7 @@ func (l *loop[M]) start(it item) bool {
 		return false
 	}
 	l.c.inHand.Add(1)
-	if l.c.lease > 0 && clock()-l.c.keptAt(it.f) > l.c.lease/10 {
+	if lease := l.c.lease(); lease > 0 && clock()-l.c.keptAt(it.f) > lease/10 {
 		if err := it.f.delivery(it.i).extend(l.c.bus.settling, 0); errors.Is(err, ErrLeaseLost) {
 			return false
 		}

@@ -466,7 +466,7 @@ func (s *member) parse(j *job, dst []transport.Message) (msgs []transport.Messag
 		s.lose(uint64(max(gone, 0)) + uint64(max(lost, 0)))
 	}
 	if more > 0 {
-		s.turn = true
+		s.turn = more == 1 // what was never begun keeps its place before what is new
 		s.group.poke()
 	}
 	if next >= 0 {

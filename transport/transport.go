@@ -18,7 +18,9 @@
 //     subscription that closes, is delivered again with a higher Attempt.
 //   - First deliveries keep the order in which Send stored the messages.
 //     Redeliveries come before messages not yet delivered; when there are more
-//     of them than a subscription has room for, the two may take turns.
+//     of them than a subscription has room for, the two may take turns. Those
+//     that were released take none: a subscription that releases what it holds
+//     gets it again in order, and what is new after it.
 package transport
 
 import (

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -103,6 +104,62 @@ var patterns = []promise{
 		})
 		assert.Len(b, r.all(b, 19), 19)
 		close(blocked)
+	}},
+	{"what a loop over a pattern forgets comes again when its lease ends, and takes no room", func(b *bench) {
+		for _, topic := range []string{"p.a", "p.b"} {
+			require.NoError(b, echo.NewProducer(b.bus, echo.NewTopic[job](topic)).Publish(b.Context(), job{N: 1}))
+		}
+		c := subscribe(b, echo.NewTopic[job]("p.*"), echo.WithGroup("g"), echo.WithPrefetch(1, 0), echo.WithLease(time.Second))
+		ctx, cancel := context.WithTimeout(b.Context(), patience)
+		defer cancel()
+		attempts := map[string]int{}
+		for m, err := range c.Messages(ctx) {
+			require.NoError(b, err)
+			if attempts[m.Topic] = m.Attempt; attempts["p.a"] > 1 && attempts["p.b"] > 1 {
+				return
+			}
+		}
+		assert.Fail(b, "too few came", "%v", attempts)
+	}},
+	{"a pattern keeps its leases, of topics that come later too", func(b *bench) {
+		open := func(h echo.Handler[job]) {
+			running(b, subscribe(b, echo.NewTopic[job]("p.*"), echo.WithGroup("g"), echo.WithLease(time.Second)), h)
+		}
+		handled := newRecord()
+		slowly := func(ctx context.Context, m echo.Message[job]) error {
+			select {
+			case <-time.After(2500 * time.Millisecond):
+				handled.add(m)
+			case <-ctx.Done():
+				assert.NoError(b, context.Cause(ctx))
+			}
+			return nil
+		}
+		open(slowly)
+		open(slowly)
+		require.NoError(b, echo.NewProducer(b.bus, echo.NewTopic[job]("p.a")).Publish(b.Context(), job{N: 1}))
+		assert.Equal(b, 1, handled.all(b, 1)[0].attempt)
+		time.Sleep(200 * time.Millisecond)
+		assert.Len(b, handled.all(b, 1), 1)
+	}},
+	{"a topic of a pattern whose name is too long for dead letters has none", func(b *bench) {
+		long := "p." + strings.Repeat("x", 196)
+		require.NoError(b, echo.NewProducer(b.bus, echo.NewTopic[job](long)).PublishBatch(b.Context(), numbers(0, 2)))
+		require.NoError(b, echo.NewProducer(b.bus, echo.NewTopic[job]("p.short")).Publish(b.Context(), job{N: 0}))
+		_, err := echo.Subscribe(b.Context(), b.bus, echo.NewTopic[job]("p.*"), echo.WithGroup("g"), brisk(2))
+		assert.ErrorContains(b, err, "WithRetry: of the dead letters")
+		assert.ErrorContains(b, err, long)
+		c := subscribe(b, echo.NewTopic[job]("p.*"), echo.WithGroup("g"))
+		running(b, c, func(_ context.Context, m echo.Message[job]) error {
+			if m.Value.N == 0 {
+				return echo.Reject(errBad)
+			}
+			return nil
+		})
+		assert.Eventually(b, func() bool {
+			s := c.Stats()
+			return s.GivenUp == 1 && s.Dead == 1 && s.Handled == 1
+		}, patience, 5*time.Millisecond)
 	}},
 	{"nothing is published to a pattern, and one that makes no sense is refused", func(b *bench) {
 		assert.ErrorContains(b, echo.NewProducer(b.bus, echo.NewTopic[job]("p.*")).Publish(b.Context(), job{}), "is a pattern")

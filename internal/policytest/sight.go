@@ -2,6 +2,7 @@ package policytest
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -58,6 +59,38 @@ var sight = []promise{
 			return i.DeadLetters == 1 // it died again
 		}, patience, 10*time.Millisecond)
 		require.NoError(b, b.bus.Ping(b.Context()))
+	}},
+	{"what is paused and resumed keeps the order of keys", func(b *bench) {
+		const n = 300
+		for i, topics := range []string{"p0.a", "p1.a", "p2.*", "p3.*"} {
+			keyed := echo.WithKeyFunc(func(j job) string { return j.Key })
+			p := echo.NewProducer(b.bus, echo.NewTopic[job](fmt.Sprintf("p%d.a", i), keyed))
+			var js []job
+			for i := range n {
+				js = append(js, job{N: i, Key: fmt.Sprint(i % 3)})
+			}
+			require.NoError(b, p.PublishBatch(b.Context(), js))
+			c := subscribe(b, echo.NewTopic[job](topics), echo.WithGroup("g"), echo.WithConcurrency(1+i%2*3))
+			r := newRecord()
+			running(b, c, func(_ context.Context, m echo.Message[job]) error {
+				time.Sleep(time.Millisecond)
+				r.add(m)
+				return nil
+			})
+			for range 10 {
+				time.Sleep(5 * time.Millisecond)
+				c.Pause()
+				time.Sleep(5 * time.Millisecond)
+				c.Resume()
+			}
+			byKey := map[string][]int{}
+			for _, s := range r.all(b, n) {
+				byKey[s.Key] = append(byKey[s.Key], s.N/3)
+			}
+			for key, seen := range byKey {
+				assert.Equal(b, counting(n/3), seen, topics+" key "+key)
+			}
+		}
 	}},
 	{"a paused consumer handles nothing until it is resumed, and others do", func(b *bench) {
 		for _, concurrency := range []int{1, 4} {

@@ -6,8 +6,9 @@
 -- ARGV: group, consumer, how many, the lease of names without one, the idle
 --       time at which what waits is due, the name's prefix of a predecessor or
 --       "", that of this process
--- Returns: milliseconds until more of what waits is due or -1, whether there is
---          more at once, messages lost, ids, their deliveries so far, entries
+-- Returns: milliseconds until more of what waits is due or -1; 0, 1 if there is
+--          more at once, 2 if some of that was never begun; messages lost, ids,
+--          their deliveries so far, entries
 local stream, losses = KEYS[1], KEYS[2]
 local group, me, most = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local lease, horizon, former, own = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
@@ -67,6 +68,10 @@ local ids, deliveries, entries, lost = {}, {}, {}, 0
 for i = 1, math.min(most, #due) do
   ids[i], deliveries[i] = due[i][1], due[i][4]
 end
+local more = 0
+for i = most + 1, #due do
+  more = math.max(more, due[i][4] == 0 and 2 or 1)
+end
 if #ids > 0 then
   entries = redis.call('XCLAIM', stream, group, me, 0, unpack(ids))
 end
@@ -104,4 +109,4 @@ if told then
   redis.call('HDEL', losses, group)
   lost = lost + tonumber(told)
 end
-return {next, #due > most and 1 or 0, lost, ids, deliveries, entries}
+return {next, more, lost, ids, deliveries, entries}

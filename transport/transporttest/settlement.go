@@ -73,6 +73,24 @@ var settlement = []promise{
 			}
 		}
 	}},
+	{"what is released comes again in order before what is new, however much it is", func(b *bench) {
+		s := b.group("t", "g")
+		r := capability[transport.Releaser](s)
+		sent := b.sendNew("t", 300)
+		held := s.receive(100)
+		for _, part := range [][]transport.Message{held[60:], held[:60]} { // in any order
+			if err := r.Release(b.ctx, receipts(part)); err != nil {
+				b.Fatalf("Release: %v", err)
+			}
+		}
+		var again []transport.Message
+		for len(again) < len(sent) {
+			some := s.receive(min(8, len(sent)-len(again)))
+			s.ack(some...)
+			again = append(again, some...)
+		}
+		b.sameIDs("after the release", again, sent)
+	}},
 	{"settlements of one batch may differ", func(b *bench) {
 		s := b.group("t", "g")
 		sent := b.sendNew("t", 100)
