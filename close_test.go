@@ -418,3 +418,47 @@ func TestCloseWithAContextThatHasEndedAcknowledgesWhatWasHandled(t *testing.T) {
 		<-running
 	}
 }
+
+// late is a transport whose subscriptions take their time.
+type late struct {
+	transport.Transport
+	begun, goOn chan struct{}
+	closed      *atomic.Int32
+}
+
+func (l late) Unwrap() transport.Transport { return l.Transport }
+
+func (l late) Subscribe(ctx context.Context, topic string, opts transport.Options) (transport.Subscription, error) {
+	sub, err := l.Transport.Subscribe(ctx, topic, opts)
+	close(l.begun)
+	<-l.goOn
+	return lateSub{sub, l.closed}, err
+}
+
+type lateSub struct {
+	transport.Subscription
+	closed *atomic.Int32
+}
+
+func (s lateSub) Unwrap() transport.Subscription { return s.Subscription }
+
+func (s lateSub) Close() error {
+	s.closed.Add(1)
+	return s.Subscription.Close()
+}
+
+func TestASubscriptionThatOpensWhileTheBusClosesIsClosed(t *testing.T) {
+	l := late{transport.KeepOpen(memstream.New()), make(chan struct{}), make(chan struct{}), new(atomic.Int32)}
+	bus := echo.New(echo.WithTransport(l))
+	failed := make(chan error, 1)
+	go func() {
+		_, err := echo.Subscribe(context.Background(), bus, echo.NewTopic[int]("t"))
+		failed <- err
+	}()
+	<-l.begun
+	_, err := bus.Close(t.Context())
+	require.NoError(t, err)
+	close(l.goOn)
+	require.ErrorIs(t, <-failed, echo.ErrClosed)
+	require.EqualValues(t, 1, l.closed.Load())
+}
