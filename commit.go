@@ -2,7 +2,6 @@ package echo
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -206,7 +205,7 @@ func (c *commit) sendAll(ctx context.Context, batch []*queued, msgs []transport.
 			return
 		}
 		failed := batch
-		if err = shortSend(err); errors.Is(err, ErrNotPublished) && errors.Is(err, ErrTooLarge) {
+		if err = shortSend(err); transport.RefusedForItself(err) {
 			failed = batch[:1]
 		}
 		for _, q := range failed {

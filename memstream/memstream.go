@@ -122,8 +122,11 @@ func (t *Transport) Send(ctx context.Context, name string, msgs []transport.Mess
 
 // Open implements [transport.Opener].
 func (t *Transport) Open(name string) func(context.Context, string, []transport.Message) (int, error) {
+	if transport.IsInbox(name) { // which is made by its subscription
+		return t.Send
+	}
 	tp, err := t.topic(name)
-	if err != nil || transport.IsInbox(name) {
+	if err != nil {
 		return t.Send
 	}
 	return func(ctx context.Context, _ string, msgs []transport.Message) (int, error) {
@@ -213,10 +216,18 @@ func (t *Transport) nobody(ctx context.Context, name string, msgs []transport.Me
 	if closed {
 		err = transport.ErrClosed
 	}
-	if err != nil {
-		return 0, fmt.Errorf("%w: %w", transport.ErrNotPublished, err)
+	n := 0
+	for n < len(msgs) && err == nil {
+		if msgs[n].Terms != nil {
+			err = noTerms(&msgs[n], name)
+		} else {
+			n++
+		}
 	}
-	return len(msgs), nil
+	if err != nil {
+		return n, fmt.Errorf("%w: %w", transport.ErrNotPublished, err)
+	}
+	return n, nil
 }
 
 // wanted reports whether anybody subscribed to a topic.

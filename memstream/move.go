@@ -15,6 +15,9 @@ func (s *subscription) Move(ctx context.Context, name string, m transport.Messag
 	if s.group.name == "" {
 		return fmt.Errorf("moving messages of a broadcast subscription: %w", errors.ErrUnsupported)
 	}
+	if err := transport.CheckMove(name); err != nil {
+		return fmt.Errorf("%w: %w", transport.ErrNotPublished, err)
+	}
 	from := s.group.topic
 	to, err := from.of.topic(name)
 	if err == nil && to == from {

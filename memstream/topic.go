@@ -97,6 +97,9 @@ func (t *topic) appendAll(msgs []transport.Message) (int, error) {
 		if m.Value != nil && !t.cfg.values {
 			return i, fmt.Errorf("message %s carries a value by reference: %w without WithValues", m.ID, errors.ErrUnsupported)
 		}
+		if m.Terms != nil && t.inbox {
+			return i, noTerms(m, t.name)
+		}
 		size := m.Size()
 		if size > t.cfg.maxBytes {
 			return i, fmt.Errorf("%w: message %s has %d bytes, the topic keeps at most %d", transport.ErrTooLarge, m.ID, size, t.cfg.maxBytes)
@@ -121,6 +124,10 @@ func (t *topic) appendAll(msgs []transport.Message) (int, error) {
 	}
 	t.tail.Store(t.log.next)
 	return len(msgs), nil
+}
+
+func noTerms(m *transport.Message, topic string) error {
+	return fmt.Errorf("message %s of topic %s is to be delayed or stored once: %w", m.ID, topic, errors.ErrUnsupported)
 }
 
 // heed does what the terms of a message say, and reports whether there is

@@ -105,41 +105,33 @@ func split(msgs []transport.Message, what func(*transport.Message) bool) (no, ye
 
 // sendAll sends what is held, as out says, until ctx ends.
 func (l *lane) sendAll(ctx context.Context, out []transport.Message) error {
-	failures, most := 0, len(out)
+	failures := 0
 	for len(out) > 0 && ctx.Err() == nil {
-		some := out[:min(most, len(out))]
-		n, err := l.to.Send(ctx, l.topic, some)
+		n, err := l.to.Send(ctx, l.topic, out)
 		if err := l.accepted(ctx, n); err != nil {
 			return err
 		}
 		out = out[n:]
 		switch {
 		case err == nil:
-			failures, most = 0, len(out)
+			failures = 0
 		case errors.Is(err, transport.ErrClosed):
 			return fmt.Errorf("the other end: %w", err)
-		case forGood(err) && len(some) > 1:
-			most = 1 // to be sure which one it is
-		case forGood(err):
+		case transport.RefusedForItself(err):
 			if err := l.refuse(ctx, err); err != nil {
 				return err
 			}
-			out, most = out[1:], len(out)
+			out = out[1:]
 		case ctx.Err() == nil:
 			l.meter.refused.Add(1)
 			if !errors.Is(err, transport.ErrNotPublished) {
-				l.meter.repeated.Add(uint64(len(some) - n))
+				l.meter.repeated.Add(uint64(len(out)))
 			}
 			l.again(ctx, failures, "messages were not copied", err)
 			failures++
 		}
 	}
 	return nil
-}
-
-// forGood reports whether a refusal does not pass.
-func forGood(err error) bool {
-	return errors.Is(err, transport.ErrNotPublished) && (errors.Is(err, transport.ErrTooLarge) || errors.Is(err, errors.ErrUnsupported))
 }
 
 // accepted settles the first n held messages.

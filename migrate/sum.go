@@ -26,6 +26,7 @@ func (s sum) Inspect(ctx context.Context, topic string) (transport.Info, error) 
 	i.Delayed = add(i.Delayed, o.Delayed)
 	i.Lost = add(i.Lost, o.Lost)
 	i.Duplicates = add(i.Duplicates, o.Duplicates)
+	i.Forgotten = add(i.Forgotten, o.Forgotten)
 	for _, g := range o.Groups {
 		i.Groups = addGroup(i.Groups, g)
 	}

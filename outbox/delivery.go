@@ -38,6 +38,7 @@ func (r *relay) deliver(ctx context.Context, rows []row) error {
 				return err
 			}
 			rows, suspect = rows[1:], false
+			delete(r.paused, topic)
 		case r.permanent(err):
 			suspect = true
 		default:
@@ -93,8 +94,7 @@ func (r *relay) send(ctx context.Context, rows []row, msgs []transport.Message) 
 
 // permanent reports whether a message was refused for itself.
 func (r *relay) permanent(err error) bool {
-	return errors.Is(err, transport.ErrNotPublished) &&
-		(errors.Is(err, transport.ErrTooLarge) || errors.Is(err, errors.ErrUnsupported) || r.o.cfg.permanent(err))
+	return transport.RefusedForItself(err) || errors.Is(err, transport.ErrNotPublished) && r.o.cfg.permanent(err)
 }
 
 // park sets a message aside, in its row.

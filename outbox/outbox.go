@@ -187,8 +187,8 @@ func (o *Outbox) ready() error {
 // goroutine and the context of its transaction.
 func (o *Outbox) SendsImmediately() bool { return true }
 
-// DelaysMessages reports true: the transport that the relay sends to delays them,
-// or refuses them for good, and then they are parked.
+// DelaysMessages reports true: the transport that the relay sends to delays
+// them. If it cannot, they are parked.
 func (o *Outbox) DelaysMessages() bool { return true }
 
 // DeduplicatesMessages reports true; it is as with DelaysMessages. A window

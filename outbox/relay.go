@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -191,15 +192,41 @@ func (r *relay) read(ctx context.Context) ([]row, error) {
 		if err := next.scan(found.Scan); err != nil {
 			return nil, err
 		}
+		if next.bad == nil {
+			next.bad = transport.Cannot(r.to, next.msg.Terms)
+		}
 		rows = append(rows, next)
 		size += next.msg.Size()
 	}
-	if size >= readBytes { // what is behind was sent by the database for nothing
-		r.limit = max(1, len(rows)/2)
-	} else {
-		r.limit = min(r.o.cfg.batch, r.limit*2)
+	if err := errors.Join(found.Err(), found.Close()); err != nil {
+		return nil, err
 	}
-	return rows, errors.Join(found.Err(), found.Close())
+	switch {
+	case size >= readBytes: // what is behind was sent by the database for nothing
+		r.limit = max(1, len(rows)/2)
+		return rows, nil
+	case len(rows) < r.limit:
+		r.forget(rows, topics)
+	}
+	r.limit = min(r.o.cfg.batch, r.limit*2)
+	return rows, nil
+}
+
+// forget ends what is known of rows that went another way, after a read of all
+// there are but those of some topics.
+func (r *relay) forget(rows []row, but []string) {
+	topics := make(map[string]bool)
+	for _, topic := range but {
+		topics[topic] = true
+	}
+	ids := make(map[int64]bool)
+	for i := range rows {
+		topics[rows[i].topic], ids[rows[i].id] = true, true
+	}
+	maps.DeleteFunc(r.paused, func(topic string, _ *backoff) bool { return !topics[topic] })
+	if len(but) == 0 {
+		maps.DeleteFunc(r.unsure, func(id int64, _ struct{}) bool { return !ids[id] })
+	}
 }
 
 // byTopic returns the rows of each topic in their order.

@@ -184,7 +184,7 @@ func (x *xadds) accepting(t *Transport, key, topic string, m *transport.Message,
 	if first { // so that the server that has the key knows the script
 		how, script = "EVAL", acceptScript.source
 	}
-	x.args = append(x.args, how, script, 4, key, t.sideKey(topic, "later"), t.sideKey(topic, "once"), t.sideKey(topic, "counts"),
+	x.args = append(x.args, how, script, 5, key, t.sideKey(topic, "later"), t.sideKey(topic, "once"), t.sideKey(topic, "counts"), t.sideKey(topic, "once-age"),
 		delay, terms.Once, milliseconds(terms.Window), t.cfg.remembered)
 }
 

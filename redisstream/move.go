@@ -12,7 +12,7 @@ import (
 // Move implements [transport.Mover] with a script: between any two topics of one
 // server, and in a cluster between a topic and its dead letters.
 func (s *member) Move(ctx context.Context, topic string, m transport.Message, r transport.Receipt) error {
-	if err := transport.CheckName("topic", topic); err != nil {
+	if err := transport.CheckMove(topic); err != nil {
 		return notPublished(err)
 	}
 	if ctx.Err() != nil {
@@ -26,6 +26,9 @@ func (s *member) Move(ctx context.Context, topic string, m transport.Message, r 
 		return notPublished(fmt.Errorf("message %s: %w", m.ID, err))
 	}
 	x.fill()
+	if err := s.t.note(ctx, topic); err != nil {
+		return notPublished(err)
+	}
 	s.t.retain(topic)
 	set := s.settle([]transport.Receipt{r}, s.lease, clock())
 	defer set.free()

@@ -221,7 +221,7 @@ func (x *xadds) seal(ctx context.Context) {
 
 // What a topic for replies keeps, and for how long after the last one.
 const (
-	inboxMost = 1000
+	inboxMost = 10_000
 	inboxAge  = 2 * time.Minute
 )
 
@@ -252,27 +252,34 @@ func (t *Transport) attempt(ctx context.Context, key, topic string, msgs []trans
 		return 0, refused, err
 	}
 	x := pipelines.Get().(*xadds)
-	if err := t.commands(ctx, x, key, topic, msgs); err != nil {
+	good, bad := t.commands(ctx, x, key, topic, msgs)
+	if good == 0 {
 		x.free()
-		return 0, rejected, err
+		return 0, rejected, bad
 	}
 	finished, err := within(ctx, func() error { return t.execute(ctx, key, x.cmds) })
 	if !finished {
 		return 0, ambiguous, err // the commands are still under way, and x with them
 	}
 	defer x.free()
-	return t.stored(msgs, x.replies.b, err)
+	n, f, err := t.stored(msgs[:good], x.replies.b, err)
+	if err == nil && bad != nil {
+		return n, rejected, bad
+	}
+	return n, f, err
 }
 
-// commands are the XADDs of msgs, and WAIT after them if replicas are asked
-// for. They keep nothing of the caller's memory, as they may outlive the call.
-func (t *Transport) commands(ctx context.Context, x *xadds, key, topic string, msgs []transport.Message) error {
+// commands are the XADDs of msgs up to the first one that cannot be sent, bad
+// says why, and WAIT after them if replicas are asked for. They keep nothing of
+// the caller's memory, as they may outlive the call.
+func (t *Transport) commands(ctx context.Context, x *xadds, key, topic string, msgs []transport.Message) (good int, bad error) {
 	inbox, first := transport.IsInbox(topic), true
 	idempotent := t.cfg.resends > 0 && t.idempotent.Load()
 	for i := range msgs {
+		args, text, cuts := len(x.args), len(x.text), len(x.cuts)
 		switch {
 		case msgs[i].Terms != nil && (inbox || !t.DelaysMessages()):
-			return fmt.Errorf("message %s of topic %s is to be delayed or stored once: %w", msgs[i].ID, topic, errors.ErrUnsupported)
+			bad = fmt.Errorf("message %s of topic %s is to be delayed or stored once: %w", msgs[i].ID, topic, errors.ErrUnsupported)
 		case msgs[i].Terms != nil:
 			x.accepting(t, key, topic, &msgs[i], first)
 			first = false
@@ -285,10 +292,20 @@ func (t *Transport) commands(ctx context.Context, x *xadds, key, topic string, m
 			}
 			x.args = append(x.args, &star)
 		}
-		if err := t.cfg.format.fields(x, &msgs[i]); err != nil {
-			return fmt.Errorf("message %s: %w", msgs[i].ID, err)
+		if bad == nil {
+			if err := t.cfg.format.fields(x, &msgs[i]); err != nil {
+				bad = fmt.Errorf("message %s: %w", msgs[i].ID, err)
+			}
+		}
+		if bad != nil {
+			x.args, x.text, x.cuts = x.args[:args], x.text[:text], x.cuts[:cuts]
+			break
 		}
 		x.ends = append(x.ends, len(x.args))
+		good++
+	}
+	if good == 0 {
+		return 0, bad
 	}
 	x.seal(ctx)
 	if t.cfg.replicas > 0 {
@@ -299,7 +316,7 @@ func (t *Transport) commands(ctx context.Context, x *xadds, key, topic string, m
 		expire.SetFirstKeyPos(1)
 		x.cmds = append(x.cmds, expire)
 	}
-	return nil
+	return good, bad
 }
 
 // execute runs commands as one pipeline.

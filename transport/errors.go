@@ -27,6 +27,31 @@ var (
 	ErrNotFound = errors.New("message not found")
 )
 
+// RefusedForItself reports whether the error of a Send says that a message was
+// refused for what it is, and not for how the topic or the network is now: it is
+// too large, or asks for what the driver cannot do. Sending it again is useless.
+func RefusedForItself(err error) bool {
+	return errors.Is(err, ErrNotPublished) && (errors.Is(err, ErrTooLarge) || errors.Is(err, errors.ErrUnsupported))
+}
+
+// Cannot returns why a transport does not do what a message's terms ask for, an
+// error that [RefusedForItself] knows, or nil if it does.
+func Cannot(t Transport, terms *Terms) error {
+	if terms == nil {
+		return nil
+	}
+	what := ""
+	if d, ok := As[Delayer](t); !terms.Due.IsZero() && !(ok && d.DelaysMessages()) {
+		what = "delay"
+	} else if d, ok := As[Deduplicator](t); terms.Once != "" && !(ok && d.DeduplicatesMessages()) {
+		what = "deduplicate"
+	}
+	if what == "" {
+		return nil
+	}
+	return fmt.Errorf("%w: the transport does not %s messages: %w", ErrNotPublished, what, errors.ErrUnsupported)
+}
+
 // LeaseError names deliveries that could not be settled or extended because
 // their receiver does not hold them any more. It wraps [ErrLeaseLost].
 type LeaseError struct{ Lost []Receipt }

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -36,6 +37,15 @@ func InboxTopic(unique string) string { return inboxPrefix + unique }
 func IsInbox(topic string) bool { return strings.HasPrefix(topic, inboxPrefix) }
 
 const inboxPrefix = "reply."
+
+// CheckMove returns an error unless a message may be moved to a topic: it has a
+// name, and is not for replies.
+func CheckMove(topic string) error {
+	if IsInbox(topic) {
+		return fmt.Errorf("moving a message to %.80q, a topic for replies: %w", topic, errors.ErrUnsupported)
+	}
+	return CheckName("topic", topic)
+}
 
 // CheckName returns an error unless name can name a topic or a group on every
 // transport: it matches ^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$. So a name never

@@ -150,13 +150,16 @@ type Sender interface {
 	// the first. Like [io.Writer], n < len(msgs) means err != nil.
 	//
 	// An error that wraps [ErrNotPublished] says that msgs[n:] were surely not
-	// stored; any other error leaves open whether some of msgs[n:] were.
+	// stored; any other error leaves open whether some of msgs[n:] were. One for
+	// which [RefusedForItself] is true speaks of msgs[n] alone: those after it
+	// were not tried.
 	// A ctx that ends while Send waits (for room, for a reply) ends Send; when
 	// it ended before the call, nothing is stored.
 	//
 	// Send sets the Position of each message it stored, or to the zero Position
-	// if it is not due or was there already, and changes nothing else. It keeps neither msgs nor what the messages point to, unless the
-	// driver is a [Retainer]. Safe for concurrent use.
+	// if it is not due or was there already, and changes nothing else. It keeps
+	// neither msgs nor what the messages point to, unless the driver is a
+	// [Retainer]. Safe for concurrent use.
 	Send(ctx context.Context, topic string, msgs []Message) (n int, err error)
 }
 

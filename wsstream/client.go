@@ -832,6 +832,7 @@ func (t *Transport) sendSome(ctx context.Context, topic string, msgs []transport
 	for i := range c.frames {
 		c.frames[i] = publishFrame(framePub, topic, &msgs[i])
 		c.frames[i].Within = within
+		c.frames[i].Chain = i > 0
 		c.frames[i].demand(msgs[i].Terms)
 		if err = t.tooLarge(&c.frames[i]); err != nil {
 			if c.count = i; i == 0 {

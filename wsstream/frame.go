@@ -95,6 +95,7 @@ type frame struct {
 	Within  uint64   `json:"within,omitempty"`
 	Name    string   `json:"name,omitempty"`
 	Window  uint64   `json:"window,omitempty"`
+	Chain   bool     `json:"chain,omitempty"`
 
 	Prev    transport.Position   `json:"prev,omitzero"`
 	Attempt uint64               `json:"attempt,omitempty"`
@@ -132,7 +133,7 @@ var layouts = [frameEnd]struct {
 	frameNack:    {"nack", []field{fRid, fSid, fNs, fDelay, fRelease, fAgain}},
 	frameExtend:  {"extend", []field{fRid, fSid, fNs, fLease}},
 	frameFlow:    {"flow", []field{fSid, fCredit, fBytes, fOnce}},
-	framePub:     {"pub", []field{fRid, fTopic, fID, fTime, fKey, fMedia, fHeader, fData, fAgain, fWithin, fDelay, fName, fWindow}},
+	framePub:     {"pub", []field{fRid, fTopic, fID, fTime, fKey, fMedia, fHeader, fData, fAgain, fWithin, fDelay, fName, fWindow, fChain}},
 	framePubOK:   {"pubok", []field{fRid, fCount, fAt, fAgain}},
 	framePing:    {"ping", []field{fN}},
 	framePong:    {"pong", []field{fN}},
@@ -210,6 +211,7 @@ var (
 	fWithin     = field{number: func(f *frame) *uint64 { return &f.Within }}
 	fName       = field{string: func(f *frame) *string { return &f.Name }}
 	fWindow     = field{number: func(f *frame) *uint64 { return &f.Window }}
+	fChain      = field{bool: func(f *frame) *bool { return &f.Chain }}
 	fPrev       = field{position: func(f *frame) *transport.Position { return &f.Prev }}
 	fAttempt    = field{number: func(f *frame) *uint64 { return &f.Attempt }}
 	fID         = field{string: func(f *frame) *string { return &f.ID }}

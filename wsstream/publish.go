@@ -18,6 +18,7 @@ type publish struct {
 	topic  string
 	msg    transport.Message
 	again  bool
+	chain  bool // only if the one before it is accepted
 	within time.Duration
 	code   Code // why it is refused, 0 if it is not
 	text   string
@@ -27,7 +28,7 @@ type publish struct {
 
 // publish takes a message from a frame; it shares nothing with it.
 func (c *conn) publish(f *frame) publish {
-	p := publish{rid: f.Rid, topic: f.Topic, msg: f.message(), again: f.Again, within: c.h.cfg.sendFor}
+	p := publish{rid: f.Rid, topic: f.Topic, msg: f.message(), again: f.Again, chain: f.Chain, within: c.h.cfg.sendFor}
 	p.msg.Data = bytes.Clone(f.Data)
 	if f.Type == framePub {
 		p.msg.Terms = f.terms()
@@ -54,28 +55,13 @@ func (c *conn) publish(f *frame) publish {
 			p.code, p.text = CodeRefused, err.Error()
 		} else if !c.h.mayPublish(c.grant, f.Topic) {
 			p.code = CodeForbidden
-		} else if what := c.h.cannot(f.Topic, p.msg.Terms); what != "" {
-			p.code, p.text = CodeUnsupported, what
+		} else if p.msg.Terms != nil && transport.IsInbox(f.Topic) {
+			p.code, p.text = CodeUnsupported, "a reply is neither delayed nor deduplicated"
+		} else if err := transport.Cannot(c.h.t, p.msg.Terms); err != nil {
+			p.code, p.text = CodeUnsupported, err.Error()
 		}
 	}
 	return p
-}
-
-// cannot says what of a message's terms the transport cannot do.
-func (h *Handler) cannot(topic string, terms *transport.Terms) string {
-	if terms == nil {
-		return ""
-	}
-	if transport.IsInbox(topic) {
-		return "a reply is neither delayed nor deduplicated"
-	}
-	if d, ok := transport.As[transport.Delayer](h.t); !terms.Due.IsZero() && (!ok || !d.DelaysMessages()) {
-		return "the transport does not delay messages"
-	}
-	if d, ok := transport.As[transport.Deduplicator](h.t); terms.Once != "" && (!ok || !d.DeduplicatesMessages()) {
-		return "the transport does not deduplicate messages"
-	}
-	return ""
 }
 
 // What a message may have: bytes in its id, or name, and names in its header.
@@ -91,6 +77,15 @@ type publishing struct {
 	load  load // of what is not answered yet
 	busy  bool
 	room  chan struct{} // closed when something was answered, if somebody waits
+
+	last unpublished // the last publish that was not accepted; run's
+}
+
+// unpublished is why a publish was not accepted.
+type unpublished struct {
+	rid  uint64
+	code Code
+	text string
 }
 
 // publishBytes bounds the messages of a link that wait to be published;
@@ -207,6 +202,14 @@ func (q *publishing) run() {
 		c.mu.Unlock()
 		for len(pubs) > 0 {
 			n := 1
+			if p := &pubs[0]; p.chain && q.last.code != 0 && p.rid == q.last.rid+1 {
+				c.h.window.drop(pubs[:n])
+				c.out.send(frame{Type: frameErr, Rid: p.rid, Count: 1, Code: q.last.code, Text: q.last.text})
+				q.last.rid++
+				q.answered(pubs[:n])
+				pubs = pubs[n:]
+				continue
+			}
 			for n < len(pubs) && pubs[n].topic == pubs[0].topic && pubs[n].code == 0 && pubs[0].code == 0 &&
 				pubs[n].again == pubs[0].again && pubs[n].rid == pubs[0].rid+uint64(n) {
 				n++
@@ -215,7 +218,7 @@ func (q *publishing) run() {
 				c.h.window.drop(pubs)
 				n = len(pubs)
 			} else {
-				c.send(pubs[:n])
+				q.last = c.send(pubs[:n])
 			}
 			q.answered(pubs[:n])
 			pubs = pubs[n:]
@@ -223,21 +226,23 @@ func (q *publishing) run() {
 	}
 }
 
-// send publishes messages of one topic, with numbers in a row, and answers.
-func (c *conn) send(pubs []publish) {
+// send publishes messages of one topic, with numbers in a row, and answers. It
+// returns why the last one was not accepted.
+func (c *conn) send(pubs []publish) unpublished {
 	first := &pubs[0]
 	switch {
 	case first.code != 0:
 		c.refuse(&frame{Rid: first.rid}, first.code, first.text)
+		return unpublished{first.rid, first.code, first.text}
 	case first.again:
-		c.sendAgain(pubs)
-	default:
-		c.store(pubs)
+		return c.sendAgain(pubs)
 	}
+	return c.store(pubs)
 }
 
-// store publishes messages that are not there yet.
-func (c *conn) store(pubs []publish) {
+// store publishes messages that are not there yet. One that is refused for
+// itself takes none with it but those chained to it.
+func (c *conn) store(pubs []publish) (last unpublished) {
 	first := &pubs[0]
 	msgs := make([]transport.Message, len(pubs))
 	within := first.within
@@ -246,8 +251,24 @@ func (c *conn) store(pubs []publish) {
 		within = max(within, pubs[i].within)
 	}
 	ctx, cancel := context.WithTimeout(c.h.ctx, within)
-	n, err := c.h.t.Send(ctx, first.topic, msgs)
-	cancel()
+	defer cancel()
+	for len(pubs) > 0 {
+		n, err := c.h.t.Send(ctx, first.topic, msgs)
+		end := len(pubs)
+		if transport.RefusedForItself(err) {
+			for end = n + 1; end < len(pubs) && pubs[end].chain; end++ {
+			}
+		}
+		last = c.stored(pubs[:end], msgs, n, err)
+		pubs, msgs = pubs[end:], msgs[end:]
+	}
+	return last
+}
+
+// stored notes and tells that the first n of messages are stored, and the others
+// are not.
+func (c *conn) stored(pubs []publish, msgs []transport.Message, n int, err error) (last unpublished) {
+	first := pubs[0].rid
 	c.h.window.end(pubs, msgs, n, err)
 	c.h.count.published.Add(uint64(n))
 	if n > 0 {
@@ -255,16 +276,18 @@ func (c *conn) store(pubs []publish) {
 		for i := range at {
 			at[i] = msgs[i].Position
 		}
-		c.out.send(frame{Type: framePubOK, Rid: first.rid, Count: uint64(n), At: at})
+		c.out.send(frame{Type: framePubOK, Rid: first, Count: uint64(n), At: at})
 	}
-	if err != nil {
-		c.out.send(frame{Type: frameErr, Rid: first.rid + uint64(n), Count: uint64(len(pubs) - n), Code: sendCode(err), Text: sendText(err)})
+	if n < len(pubs) {
+		last = unpublished{first + uint64(len(pubs)-1), sendCode(err), sendText(err)}
+		c.out.send(frame{Type: frameErr, Rid: first + uint64(n), Count: uint64(len(pubs) - n), Code: last.code, Text: last.text})
 	}
+	return last
 }
 
 // sendAgain publishes messages that the client sent before, on a link that
 // broke. Those that were stored, by this node or another, are not stored again.
-func (c *conn) sendAgain(pubs []publish) {
+func (c *conn) sendAgain(pubs []publish) (last unpublished) {
 	ctx, cancel := context.WithTimeout(c.h.ctx, pubs[0].within)
 	defer cancel()
 	since := pubs[0].msg.Time
@@ -292,6 +315,9 @@ func (c *conn) sendAgain(pubs []publish) {
 		}
 	}
 	for len(pubs) > 0 {
+		if last.code != 0 && pubs[0].chain && pubs[0].code == 0 && there[pubs[0].msg.ID] == (transport.Position{}) {
+			pubs[0].code = last.code
+		}
 		n := 0
 		for n < len(pubs) && pubs[n].code == 0 && there[pubs[n].msg.ID] == (transport.Position{}) {
 			n++
@@ -299,13 +325,14 @@ func (c *conn) sendAgain(pubs []publish) {
 		first := &pubs[0]
 		switch {
 		case n > 0:
-			c.store(pubs[:n])
+			last = c.store(pubs[:n])
 		case first.code != 0:
 			n = 1
 			c.h.window.drop(pubs[:1])
 			c.out.send(frame{Type: frameErr, Rid: first.rid, Count: 1, Code: first.code})
+			last = unpublished{first.rid, first.code, ""}
 		default:
-			n = 1
+			n, last = 1, unpublished{}
 			at := there[first.msg.ID]
 			c.h.window.found(first, at)
 			if at == elsewhere {
@@ -316,6 +343,7 @@ func (c *conn) sendAgain(pubs []publish) {
 		}
 		pubs = pubs[n:]
 	}
+	return last
 }
 
 // lookFor looks in a topic for messages that another node may have stored, and
@@ -367,6 +395,8 @@ func sendCode(err error) Code {
 		return CodeUnknown
 	case errors.Is(err, transport.ErrTooLarge):
 		return CodeTooBig
+	case errors.Is(err, errors.ErrUnsupported):
+		return CodeUnsupported
 	case errors.Is(err, transport.ErrFull), errors.Is(err, context.DeadlineExceeded):
 		return CodeFull
 	case errors.Is(err, transport.ErrClosed), errors.Is(err, context.Canceled):
@@ -376,7 +406,7 @@ func sendCode(err error) Code {
 }
 
 func sendText(err error) string {
-	if errors.Is(err, transport.ErrTooLarge) || errors.Is(err, transport.ErrFull) {
+	if transport.RefusedForItself(err) || errors.Is(err, transport.ErrFull) {
 		return err.Error()
 	}
 	return ""

@@ -66,6 +66,8 @@ func (c *conn) move(f *frame) bool {
 	switch {
 	case len(f.Ns) != 1:
 		return c.refuse(f, CodeBadFrame, "ns is not one delivery")
+	case transport.IsInbox(f.Topic):
+		return c.refuse(f, CodeUnsupported, "no message is moved to a topic for replies")
 	case gone:
 		c.out.send(frame{Type: frameOK, Rid: f.Rid, Ns: f.Ns})
 		return true

@@ -539,7 +539,7 @@ func (s *member) Move(ctx context.Context, topic string, m transport.Message, r 
 	if ctx.Err() != nil {
 		return notPublished(context.Cause(ctx))
 	}
-	if err := transport.CheckName("topic", topic); err != nil {
+	if err := transport.CheckMove(topic); err != nil {
 		return notPublished(err)
 	}
 	if err := s.t.check(&m); err != nil {

@@ -1,7 +1,7 @@
 -- Accepts an entry as its publisher's terms say: later, or once.
 --
--- KEYS: the stream, the sorted set of what is due later, that of names, the hash
---       of counts
+-- KEYS: the stream, the sorted set of what is due later, that of names by when
+--       they end, the hash of counts, the sorted set of names by age
 -- ARGV: milliseconds until it is due or 0; the name under which it is stored
 --       once or ""; for how many milliseconds; how many names are remembered;
 --       fields and values
@@ -31,13 +31,24 @@ if type(reply) == 'table' and reply.err then
 end
 
 if name ~= '' then
-  redis.call('ZADD', KEYS[3], now + window, name)
-  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
-  if redis.call('ZCARD', KEYS[3]) > most then
-    redis.call('ZPOPMIN', KEYS[3])
-    redis.call('HINCRBY', KEYS[4], 'forgotten', 1)
+  for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 100)) do
+    redis.call('ZREM', KEYS[3], old)
+    redis.call('ZREM', KEYS[5], old)
   end
-  redis.call('PEXPIREAT', KEYS[3], string.format('%.0f', redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')[2]))
+  redis.call('ZADD', KEYS[3], now + window, name)
+  redis.call('ZADD', KEYS[5], now, name)
+  while redis.call('ZCARD', KEYS[3]) > most do
+    local oldest = redis.call('ZPOPMIN', KEYS[5])[1]
+    if not oldest then
+      break
+    end
+    if redis.call('ZREM', KEYS[3], oldest) == 1 then
+      redis.call('HINCRBY', KEYS[4], 'forgotten', 1)
+    end
+  end
+  local last = string.format('%.0f', redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')[2])
+  redis.call('PEXPIREAT', KEYS[3], last)
+  redis.call('PEXPIREAT', KEYS[5], last)
 end
 if delay > 0 then
   return '0-0'

@@ -3,6 +3,7 @@ package transporttest
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/echobus/echo/transport"
@@ -107,9 +108,25 @@ var moving = []promise{
 		if err := mover.Move(b.ctx, "t:dead", b.dead(m), m.Receipt()); !errors.Is(err, transport.ErrNotPublished) {
 			b.Errorf("Move to a topic whose name is wrong: got %v, want ErrNotPublished", err)
 		}
+		if err := mover.Move(b.ctx, transport.InboxTopic("a"), b.dead(m), m.Receipt()); !transport.RefusedForItself(err) {
+			b.Errorf("Move to a topic for replies: got %v, want ErrNotPublished and ErrUnsupported", err)
+		}
 		s.nack(0, m)
 		if again := s.one(); again.ID != m.ID {
 			b.Errorf("got message %s, want %s", again.ID, m.ID)
+		}
+	}},
+	{"a topic of dead letters is listed from the first one on", func(b *bench) {
+		l, ok := transport.As[transport.Lister](b.tr)
+		if !ok {
+			b.Skip("the transport is no transport.Lister")
+		}
+		s := b.group("t", "g")
+		b.sendNew("t", 1)
+		m := s.one()
+		s.move("t.dead", b.dead(m), m)
+		if got, err := l.Topics(b.ctx, "*.dead"); err != nil || !slices.Equal(got, []string{"t.dead"}) {
+			b.Errorf("Topics: got %v, %v, want t.dead", got, err)
 		}
 	}},
 }

@@ -28,6 +28,19 @@ var terms = []promise{
 		b.sameIDs("a broadcast", all.receive(2), append(now, m))
 		s.nothing(50*time.Millisecond, "it came")
 	}},
+	{"a message that is refused for itself keeps no other from being sent", func(b *bench) {
+		b.delays()
+		topic := transport.InboxTopic("a")
+		s := b.broadcast(topic)
+		msgs := b.messages(5)
+		msgs[2] = b.delayed(time.Hour) // replies are neither delayed nor stored once
+		n, err := b.tr.Send(b.ctx, topic, msgs)
+		if n != 2 || !transport.RefusedForItself(err) {
+			b.Fatalf("Send of 5 messages, the third of which is refused: got %d, %v", n, err)
+		}
+		b.send(topic, msgs[3:]...)
+		b.sameIDs("those that are not refused", s.receive(4), slices.Delete(msgs, 2, 3))
+	}},
 	{"delayed messages come in the order in which they are due", func(b *bench) {
 		b.delays()
 		s := b.group("t", "g")
