@@ -83,7 +83,10 @@ func call[Req, Res any](ctx context.Context, b *Bus, s *Service[Req, Res], req R
 	if err != nil {
 		return res, err
 	}
-	n, reply := in.expect()
+	n, reply, err := in.expect(ctx)
+	if err != nil {
+		return res, fmt.Errorf("%w: %w", ErrNotPublished, err)
+	}
 	defer in.forget(n, reply)
 	if err := c.producer.Publish(ctx, req, append(opts[:len(opts):len(opts)], asks(ctx, in.topic, n))...); err != nil {
 		return res, err
@@ -150,10 +153,16 @@ type inbox struct {
 	ended chan struct{} // closed when no reply comes any more
 	err   error         // why
 
-	mu    sync.Mutex // guards the rest
-	n     uint64
-	calls map[uint64]chan transport.Message
+	room chan struct{} // holds a token when a call may have its turn
+
+	mu      sync.Mutex // guards the rest
+	n       uint64
+	calls   map[uint64]chan transport.Message
+	waiting int // for their turn
 }
+
+// maxCalls bounds the calls under way, so that an inbox keeps all their replies.
+const maxCalls = 10_000
 
 // opening is an inbox that is being opened, or was.
 type opening struct {
@@ -205,7 +214,7 @@ func (o *opening) over() bool {
 
 // runInbox opens an inbox and receives replies until it ends.
 func (b *Bus) runInbox(o *opening) {
-	in := &inbox{topic: transport.InboxTopic(rand.Text()), ended: make(chan struct{}), calls: make(map[uint64]chan transport.Message)}
+	in := &inbox{topic: transport.InboxTopic(rand.Text()), ended: make(chan struct{}), room: make(chan struct{}, 1), calls: make(map[uint64]chan transport.Message)}
 	in.sub, o.err = b.transport.Subscribe(b.replies, in.topic, transport.Options{})
 	if o.err != nil {
 		if b.replies.Err() != nil {
@@ -230,14 +239,50 @@ func (b *Bus) closeInbox() {
 	b.replying.Wait()
 }
 
-// expect returns the number of a call and where its reply will come.
-func (in *inbox) expect() (uint64, chan transport.Message) {
-	reply := awaited.Get().(chan transport.Message)
+// expect returns the number of a call and where its reply will come, when it is
+// its turn.
+func (in *inbox) expect(ctx context.Context) (uint64, chan transport.Message, error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	for len(in.calls) >= maxCalls {
+		if err := in.await(ctx); err != nil {
+			return 0, nil, err
+		}
+	}
+	reply := awaited.Get().(chan transport.Message)
 	in.n++
 	in.calls[in.n] = reply
-	return in.n, reply
+	in.offer()
+	return in.n, reply, nil
+}
+
+// await waits until there may be room for a call. The caller holds mu, which is
+// let go meanwhile.
+func (in *inbox) await(ctx context.Context) error {
+	in.waiting++
+	in.mu.Unlock()
+	defer func() {
+		in.mu.Lock()
+		in.waiting--
+	}()
+	select {
+	case <-in.room:
+		return nil
+	case <-in.ended:
+		return in.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// offer wakes one that waits for its turn, if there is room. The caller holds mu.
+func (in *inbox) offer() {
+	if in.waiting > 0 && len(in.calls) < maxCalls {
+		select {
+		case in.room <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // awaited lends out the channels in which replies come.
@@ -247,6 +292,7 @@ var awaited = sync.Pool{New: func() any { return make(chan transport.Message, 1)
 func (in *inbox) forget(n uint64, reply chan transport.Message) {
 	in.mu.Lock()
 	delete(in.calls, n) // nobody sends to the channel from here on
+	in.offer()
 	in.mu.Unlock()
 	select {
 	case <-reply: // it came too late
@@ -294,7 +340,8 @@ func (in *inbox) deliver(m *transport.Message) {
 	defer in.mu.Unlock()
 	if reply := in.calls[n]; reply != nil {
 		delete(in.calls, n) // a second reply is of a second attempt
-		reply <- *m         // which has room
+		in.offer()
+		reply <- *m // which has room
 	}
 }
 
@@ -377,7 +424,8 @@ func (r *responder[Req, Res]) one(ctx context.Context, f *fetch, i int) error {
 	}()
 	err = r.guarded(ctx, r.c.message(f, i, v, version), &a)
 	returned = true
-	if _, again := errors.AsType[*retryAfter](err); again {
+	_, rejected := errors.AsType[*rejection](err)
+	if _, again := errors.AsType[*retryAfter](err); again && !rejected {
 		if most := r.c.core.cfg.retry.Attempts; most > 0 && raw.Attempt >= most { // and it is a dead letter
 			r.reply(ctx, raw, nil, err)
 		}
@@ -430,6 +478,14 @@ func (r *responder[Req, Res]) reply(ctx context.Context, request *transport.Mess
 		m.Header = make(map[string]string, 1)
 	}
 	m.Header[headCall] = number
-	_, err := r.c.core.bus.transport.Send(context.WithoutCancel(ctx), inbox, msgs[:])
+	_, err := r.c.core.bus.transport.Send(replyContext{r.c.core.bus.settling, ctx}, inbox, msgs[:])
 	return err
 }
+
+// replyContext is a context that ends with settlements and has the values of a handler's.
+type replyContext struct {
+	context.Context
+	values context.Context
+}
+
+func (s replyContext) Value(key any) any { return s.values.Value(key) }

@@ -37,7 +37,7 @@ type topic struct {
 }
 
 // maxInbox bounds the messages of a topic for replies.
-const maxInbox = 1024
+const maxInbox = 1 << 14
 
 func newTopic(name string, of *Transport) *topic {
 	t := &topic{of: of, name: name, cfg: &of.cfg}

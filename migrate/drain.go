@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -135,10 +136,14 @@ func Drainover(old, new transport.Transport, opts ...DrainOption) *Draining {
 	return d
 }
 
-// Send implements [transport.Sender]: it stores messages in the new transport.
+// Send implements [transport.Sender]: it stores messages in the new transport,
+// and replies in both, as who called may be on either.
 func (d *Draining) Send(ctx context.Context, topic string, msgs []transport.Message) (int, error) {
 	if d.err != nil {
 		return 0, notPublished(d.err)
+	}
+	if transport.IsInbox(topic) {
+		return d.reply(ctx, topic, msgs)
 	}
 	n, err := d.new.Send(ctx, topic, msgs)
 	for i := range msgs[:n] {
@@ -147,6 +152,18 @@ func (d *Draining) Send(ctx context.Context, topic string, msgs []transport.Mess
 		}
 	}
 	return n, err
+}
+
+// reply sends replies by both ways. One that took them all is enough.
+func (d *Draining) reply(ctx context.Context, topic string, msgs []transport.Message) (int, error) {
+	n, err := d.old.Send(ctx, topic, slices.Clone(msgs))
+	k, again := d.new.Send(ctx, topic, msgs)
+	if k == len(msgs) {
+		err = nil
+	} else if n < len(msgs) {
+		err = errors.Join(err, again)
+	}
+	return max(n, k), err
 }
 
 // Close closes both transports.

@@ -2,6 +2,7 @@ package redisstream
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -11,10 +12,6 @@ import (
 const (
 	trimEvery = 2 * time.Second
 	deadAfter = 24 * time.Hour
-
-	// trimMost is how many entries the script looks at in one run, so that the
-	// server's other clients need not wait long.
-	trimMost = 10_000
 )
 
 // retain sees to it that a topic's stream is kept within its bounds.
@@ -103,12 +100,14 @@ func (t *Transport) Trim(ctx context.Context, topic string) error {
 		if _, err := c.array(); err != nil {
 			return err
 		}
-		n, err := c.integer()
-		if err != nil {
+		n, err1 := c.integer()
+		_, err2 := c.integer()
+		more, err3 := c.integer()
+		if err := errors.Join(err1, err2, err3); err != nil {
 			return err
 		}
 		t.count.trimmed.Add(uint64(max(n, 0)))
-		if n < trimMost {
+		if n == 0 || more == 0 {
 			return nil
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -161,4 +162,57 @@ func TestTopicsThatNobodyUsesAreLookedAtNoMore(t *testing.T) {
 	}
 	_, err := tr.Send(t.Context(), transport.InboxTopic("a"), []transport.Message{with("m", &transport.Terms{Due: time.Now().Add(time.Hour)})})
 	assert.ErrorIs(t, err, transport.ErrNotPublished)
+}
+
+// The oldest names are forgotten first, however long their windows are: who asks
+// for long ones ends nobody else's.
+func TestLongWindowsDoNotOutliveShortOnes(t *testing.T) {
+	tr := fresh(shared.Options(), redisstream.WithRemembered(10))
+	defer tr.Close()
+	send := func(name string, window time.Duration) {
+		_, err := tr.Send(t.Context(), "t", []transport.Message{with(name, &transport.Terms{Once: name, Window: window})})
+		require.NoError(t, err)
+	}
+	for i := range 20 {
+		send(fmt.Sprint("long", i), 100*365*24*time.Hour)
+	}
+	for range 5 {
+		send("good", time.Hour)
+	}
+	i := inspect(t, tr, "t")
+	assert.EqualValues(t, 21, i.Messages, "good is stored once")
+	assert.EqualValues(t, 4, i.Duplicates)
+	assert.EqualValues(t, 11, i.Forgotten)
+}
+
+// What is due at once is read once, and what is no message is set aside.
+func TestLargeMessagesThatAreDueAtOnceTakeTheServerNoTime(t *testing.T) {
+	server := redistest.Start(t)
+	tr := fresh(server.Options(), redisstream.WithPrefix("p"))
+	defer tr.Close()
+	client := server.Client()
+	ctx := t.Context()
+	const n = 300
+	due := time.Now().Add(2 * time.Second)
+	for _, bad := range []string{"no message", "\x93\xa1m\xa1a\xa1k", "\x92\xa1m\x01"} { // of MessagePack: m, a, k; m, 1
+		require.NoError(t, client.ZAdd(ctx, "p:{t}:later", redis.Z{Score: float64(due.UnixMilli()), Member: bad}).Err())
+	}
+	for i := range n {
+		m := with(fmt.Sprint("m", i), &transport.Terms{Due: due})
+		m.Data = make([]byte, 100_000)
+		_, err := tr.Send(ctx, "t", []transport.Message{m})
+		require.NoError(t, err)
+	}
+	require.NoError(t, client.ConfigResetStat(ctx).Err())
+	require.Eventually(t, func() bool { return inspect(t, tr, "t").Messages == n }, 30*time.Second, 20*time.Millisecond)
+	require.EqualValues(t, 3, client.XLen(ctx, "p:{t}:aside").Val())
+	stats := client.Info(ctx, "commandstats").Val()
+	var calls, micros int
+	for line := range strings.Lines(stats) {
+		if strings.HasPrefix(line, "cmdstat_zrangebyscore:") {
+			_, err := fmt.Sscanf(line, "cmdstat_zrangebyscore:calls=%d,usec=%d", &calls, &micros)
+			require.NoError(t, err)
+		}
+	}
+	assert.Less(t, calls, n+100, "each is read once")
 }

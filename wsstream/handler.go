@@ -542,6 +542,7 @@ type serverConfig struct {
 
 	maxMessage, helloBytes, maxFrames int
 	maxSubs, maxPublish, maxHeld      int
+	maxDelay                          time.Duration
 	maxLinks, maxOpening              int
 	maxPlace, maxSubject, maxTopics   int
 	proxies                           []netip.Prefix
@@ -558,7 +559,7 @@ func serverDefaults() serverConfig {
 		logger: slog.New(slog.DiscardHandler), sameOrigin: true,
 		anonymous:  &Grant{Subscribe: func(_, group string) bool { return group == "" }},
 		maxMessage: 2 << 20, helloBytes: 16 << 10, maxFrames: 1024,
-		maxSubs: 128, maxPublish: 1024, maxHeld: 1 << 16,
+		maxSubs: 128, maxPublish: 1024, maxHeld: 1 << 16, maxDelay: 30 * 24 * time.Hour,
 		maxLinks: math.MaxInt, maxOpening: 1024, maxTopics: 4096,
 		hello: 5 * time.Second, message: 10 * time.Second, stall: 4 * time.Second, ping: 25 * time.Second, pong: 10 * time.Second,
 		hold: 10 * time.Second, linger: 30 * time.Second, sendFor: 10 * time.Second,

@@ -122,6 +122,12 @@ func WithMaxPublish(n int) HandlerOption {
 	return handlerOption(func(c *serverConfig) { c.bound("WithMaxPublish", n, 1, &c.maxPublish) })
 }
 
+// WithMaxDelay bounds for how long clients may have a message delayed; the
+// default is 30 days. One that is to come later is refused.
+func WithMaxDelay(d time.Duration) HandlerOption {
+	return handlerOption(func(c *serverConfig) { c.positive("WithMaxDelay", d, &c.maxDelay) })
+}
+
 // WithMaxSubscriptions bounds the subscriptions of a link; the default is 128.
 func WithMaxSubscriptions(n int) HandlerOption {
 	return handlerOption(func(c *serverConfig) { c.bound("WithMaxSubscriptions", n, 1, &c.maxSubs) })

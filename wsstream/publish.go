@@ -59,6 +59,8 @@ func (c *conn) publish(f *frame) publish {
 			p.code, p.text = CodeUnsupported, "a reply is neither delayed nor deduplicated"
 		} else if err := transport.Cannot(c.h.t, p.msg.Terms); err != nil {
 			p.code, p.text = CodeUnsupported, err.Error()
+		} else if most := c.h.cfg.maxDelay; duration(f.Delay) > most {
+			p.code, p.text = CodeUnsupported, fmt.Sprintf("a delay of %v; the server bears %v", duration(f.Delay), most)
 		}
 	}
 	return p

@@ -70,3 +70,21 @@ func TestAMessageThatIsRefusedLeavesThoseOfOthersAlone(t *testing.T) {
 func message(id string) transport.Message {
 	return transport.Message{ID: id, Time: time.Now(), Type: "text/plain", Data: []byte(id)}
 }
+
+func TestADelayBeyondTheBoundIsRefused(t *testing.T) {
+	addr, _, _ := serve(t, wsstream.WithMaxDelay(time.Hour), granted(*wsstream.Everything("anybody")))
+	tr, err := wsstream.Dial(t.Context(), "ws://"+addr)
+	require.NoError(t, err)
+	defer tr.Close()
+	for delay, want := range map[time.Duration]bool{30 * time.Minute: true, 2 * time.Hour: false} {
+		m := message("m")
+		m.Terms = &transport.Terms{Due: time.Now().Add(delay)}
+		_, err = tr.Send(t.Context(), "t", []transport.Message{m})
+		if want {
+			assert.NoError(t, err)
+		} else {
+			assert.True(t, transport.RefusedForItself(err), err)
+			assert.ErrorContains(t, err, "the server bears 1h0m0s")
+		}
+	}
+}

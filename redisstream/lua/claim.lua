@@ -40,6 +40,25 @@ local function fields(list)
   return t
 end
 
+-- The entries after one, as far as it takes little to count them: 100 or more
+-- are far behind.
+local function count(id)
+  local n, bytes = 0, 0
+  while n < 100 and bytes < 262144 do
+    local rows = redis.call('XRANGE', stream, '(' .. id, '+', 'COUNT', 10)
+    if #rows == 0 then
+      return n
+    end
+    n, id = n + #rows, rows[#rows][1]
+    for _, row in ipairs(rows) do
+      for _, text in ipairs(row[2]) do
+        bytes = bytes + #text
+      end
+    end
+  end
+  return math.max(n, 100)
+end
+
 local due, next = {}, -1
 for _, consumer in ipairs(redis.call('XPENDING', stream, group)[4] or {}) do
   local name = consumer[1]
@@ -83,8 +102,8 @@ for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   local g = fields(info)
   if g['name'] == group and g['lag'] and g['lag'] > 0 then
     local last = g['last-delivered-id']
-    local length = redis.call('XLEN', stream)
-    local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+    local s = fields(redis.call('XINFO', 'STREAM', stream))
+    local length, first = s['length'], s['first-entry'] or nil
     local unread
     if first == nil or before(last, first[1]) then
       unread = length
@@ -92,11 +111,10 @@ for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
         last = previous(first[1])
       end
     else
-      unread = #redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 100)
+      unread = count(last)
     end
     if (unread < 100 or unread == length) and g['lag'] > unread then
       lost = g['lag'] - unread
-      local s = fields(redis.call('XINFO', 'STREAM', stream))
       if first == nil then
         last = s['last-generated-id']
       end

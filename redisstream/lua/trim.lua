@@ -4,7 +4,7 @@
 -- ARGV: the oldest id by age or "", the most entries or "", whether what all
 --       groups acknowledged goes, whether what some group did not may go ("1")
 -- Returns: how many entries were removed, how many of them some group had yet
---          to be given, summed over the groups
+--          to be given, summed over the groups, whether there may be more
 local stream, losses = KEYS[1], KEYS[2]
 local age, most, acknowledged, force = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4] == '1'
 
@@ -34,7 +34,7 @@ local function previous(id)
 end
 
 if redis.call('EXISTS', stream) == 0 then
-  return {0, 0}
+  return {0, 0, 0}
 end
 
 -- What every group is done with lies before the mark.
@@ -58,7 +58,18 @@ for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   end
 end
 
-local upto -- entries before it go
+local function size(rows)
+  local bytes = 0
+  for _, row in ipairs(rows) do
+    for _, text in ipairs(row[2]) do
+      bytes = bytes + #text
+    end
+  end
+  return bytes
+end
+local enough = 4194304 -- bytes to look at in one run, as the server's other clients wait meanwhile
+
+local upto, more = nil, 0 -- entries before it go
 local function reach(id)
   if not force and mark and before(mark, id) then
     id = mark
@@ -74,28 +85,33 @@ if age ~= '' then
   reach(age)
 end
 if most ~= '' then
-  local excess, from, id = redis.call('XLEN', stream) - tonumber(most), '-', nil
-  for _ = 1, 100 do
-    if excess <= 0 then
+  local excess, from, id, bytes = redis.call('XLEN', stream) - tonumber(most), '-', nil, 0
+  for _ = 1, 1000 do
+    if excess <= 0 or bytes > enough then
       break
     end
-    local rows = redis.call('XRANGE', stream, from, '+', 'COUNT', math.min(excess, 100))
+    local rows = redis.call('XRANGE', stream, from, '+', 'COUNT', math.min(excess, 10))
+    bytes = bytes + size(rows)
     if #rows == 0 then
+      excess = 0
       break
     end
     excess = excess - #rows
     id = after(rows[#rows][1])
     from = id
     if not force and mark and before(mark, id) then
-      break
+      excess = 0
     end
+  end
+  if excess > 0 then
+    more = 1
   end
   if id then
     reach(id)
   end
 end
 if not upto then
-  return {0, 0}
+  return {0, 0, 0}
 end
 
 -- What groups lose by it, undelivered, is told to them; what was delivered is
@@ -107,17 +123,17 @@ if force then
   for _, g in ipairs(groups) do
     local from = after(g['last-delivered-id'])
     if before(from, upto) then
-      local n = 0
+      local n, bytes = 0, 0
       while before(from, upto) do
-        if n >= 10000 then
-          upto = from
+        if n >= 10000 or bytes > enough then
+          upto, more = from, 1
           break
         end
-        local rows = redis.call('XRANGE', stream, from, '(' .. upto, 'COUNT', 100)
+        local rows = redis.call('XRANGE', stream, from, '(' .. upto, 'COUNT', 10)
         if #rows == 0 then
           break
         end
-        n = n + #rows
+        n, bytes = n + #rows, bytes + size(rows)
         from = after(rows[#rows][1])
       end
       if n > 0 then
@@ -130,4 +146,4 @@ if force then
     end
   end
 end
-return {redis.call('XTRIM', stream, 'MINID', '=', upto), lost}
+return {redis.call('XTRIM', stream, 'MINID', '=', upto), lost, more}
