@@ -236,7 +236,7 @@ func (b *Bus) closeInbox() {
 	b.inboxClosed = true
 	b.mu.Unlock()
 	b.endReplies()
-	b.replying.Wait()
+	b.await(&b.replying)
 }
 
 // expect returns the number of a call and where its reply will come, when it is
@@ -422,7 +422,7 @@ func (r *responder[Req, Res]) one(ctx context.Context, f *fetch, i int) error {
 			f.delivery(i).drop(r.c.core.bus.settling)
 		}
 	}()
-	err = r.guarded(ctx, r.c.message(f, i, v, version), &a)
+	err = plain(r.guarded(ctx, r.c.message(f, i, v, version), &a))
 	returned = true
 	_, rejected := errors.AsType[*rejection](err)
 	if _, again := errors.AsType[*retryAfter](err); again && !rejected {
@@ -468,7 +468,7 @@ func (r *responder[Req, Res]) reply(ctx context.Context, request *transport.Mess
 	if failure != nil {
 		e, ok := errors.AsType[*CallError](failure)
 		if !ok {
-			e = &CallError{"unknown", failure.Error()}
+			e = &CallError{"unknown", errorText(failure)}
 		}
 		id, now := r.replies.id()
 		*m = transport.Message{ID: id, Time: now, Type: Text.ContentType(), Data: []byte(oneLine(e.Text, maxDeadError))}

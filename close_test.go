@@ -462,3 +462,126 @@ func TestASubscriptionThatOpensWhileTheBusClosesIsClosed(t *testing.T) {
 	require.ErrorIs(t, <-failed, echo.ErrClosed)
 	require.EqualValues(t, 1, l.closed.Load())
 }
+
+// stuck is a transport that takes one message and then waits for its end.
+type stuck struct {
+	transport.Transport
+	sends atomic.Int32
+	gone  chan struct{}
+}
+
+func (s *stuck) Unwrap() transport.Transport { return s.Transport }
+
+func (s *stuck) Send(ctx context.Context, topic string, msgs []transport.Message) (int, error) {
+	if s.sends.Add(1) == 1 {
+		time.Sleep(50 * time.Millisecond) // so that others queue up
+		return len(msgs), nil
+	}
+	select {
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	case <-s.gone:
+		return 0, transport.ErrClosed
+	}
+}
+
+func (s *stuck) Close() error {
+	close(s.gone)
+	return s.Transport.Close()
+}
+
+func TestCloseEndsThoughPublishingHangs(t *testing.T) {
+	s := &stuck{Transport: memstream.New(), gone: make(chan struct{})}
+	bus := echo.New(echo.WithTransport(s))
+	p := echo.NewProducer(bus, echo.NewTopic[int]("t"))
+	published := make(chan error, 3)
+	for range 3 {
+		go func() { published <- p.Publish(context.Background(), 1) }()
+		time.Sleep(10 * time.Millisecond)
+	}
+	require.NoError(t, <-published)
+	require.Eventually(t, func() bool { return s.sends.Load() == 2 }, 5*time.Second, time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	bus.Close(ctx)
+	assert.Less(t, time.Since(begin), 5*time.Second)
+	for range 2 {
+		require.Error(t, <-published)
+	}
+}
+
+func TestACloseDuringAnotherEndsWithItsContext(t *testing.T) {
+	bus := echo.New()
+	topic := echo.NewTopic[int]("t")
+	c := subscribe(t, bus, topic, echo.WithGroup("g"))
+	handling, closing := make(chan struct{}), make(chan struct{})
+	second := make(chan error, 1)
+	running := make(chan error, 1)
+	go func() {
+		running <- c.Run(context.Background(), func(context.Context, echo.Message[int]) error {
+			close(handling)
+			<-closing
+			time.Sleep(10 * time.Millisecond) // the first one has begun
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+			defer cancel()
+			_, err := bus.Close(ctx)
+			second <- err
+			return nil
+		})
+	}()
+	publish(t, bus, topic, 1)
+	<-handling
+	close(closing)
+	account, err := bus.Close(context.Background())
+	require.NoError(t, err)
+	require.ErrorIs(t, <-second, context.DeadlineExceeded)
+	require.NoError(t, <-running)
+	again, err := bus.Close(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, account, again)
+}
+
+func TestAnIdleConsumerIsNoHandlerStillRunning(t *testing.T) {
+	for range 20 {
+		bus := echo.New()
+		c := subscribe(t, bus, echo.NewTopic[int]("t"), echo.WithGroup("g"))
+		running := make(chan error, 1)
+		go func() {
+			running <- c.Run(context.Background(), func(context.Context, echo.Message[int]) error { return nil })
+		}()
+		time.Sleep(time.Millisecond)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		account, err := bus.Close(ctx)
+		require.NoError(t, err)
+		require.Zero(t, account)
+		require.NoError(t, <-running)
+	}
+}
+
+func TestCloseIsTheLimitAlsoOfAConsumerThatWasStoppedBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bus := echo.New()
+		topic := echo.NewTopic[int]("t")
+		c := subscribe(t, bus, topic, echo.WithGroup("g"), echo.WithDrainTimeout(time.Second))
+		ctx, cancel := context.WithCancel(t.Context())
+		finished := make(chan error, 1)
+		go c.Run(ctx, func(ctx context.Context, m echo.Message[int]) error {
+			select {
+			case <-time.After(time.Minute):
+				finished <- nil
+			case <-ctx.Done():
+				finished <- context.Cause(ctx)
+			}
+			return nil
+		})
+		publish(t, bus, topic, 1)
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		_, err := bus.Close(context.Background())
+		require.NoError(t, err)
+		require.NoError(t, <-finished)
+	})
+}

@@ -131,6 +131,11 @@ func (c *commit) await(ctx context.Context, q *queued) (int, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	select {
+	case err := <-q.done: // at the same time
+		return c.outcome(q, err)
+	default:
+	}
 	if q.batch == nil {
 		c.queue = slices.DeleteFunc(c.queue, func(o *queued) bool { return o == q })
 		return 0, fmt.Errorf("%w: %w", ErrNotPublished, context.Cause(ctx))

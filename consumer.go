@@ -33,10 +33,11 @@ type consumer struct {
 
 	using     atomic.Bool                   // Run, Messages or Batches is under way
 	stopping  atomic.Bool                   // nothing more is received
-	unlimited atomic.Bool                   // the drain timeout does not apply
+	asleep    atomic.Bool                   // the keeper takes its time
 	paused    atomic.Pointer[chan struct{}] // closed by resume; nil: not paused
 	pauses    atomic.Uint32                 // how often it was
-	returning sync.RWMutex                  // read-held while a pause gives back, which precedes what is received next
+	releasing atomic.Int32                  // releases under way
+	returning sync.RWMutex                  // read-held while messages that were not begun go back, before others are begun or received
 	window    int                           // messages to fetch at once; the receiver's
 	inHand    atomic.Int32                  // unsettled messages that a loop has yielded
 	acking    sync.Mutex                    // held while an ackSoon is under way; guards spareAck
@@ -56,6 +57,8 @@ type consumer struct {
 	use    *use          // the Run, Messages or Batches under way
 	armed  bool          // the keeper will have a turn
 	closed bool
+
+	unlimited bool // the drain timeout does not apply
 }
 
 // use is one Run, or one loop over Messages or Batches.
@@ -105,6 +108,10 @@ func (c *consumer) open(ctx context.Context) error {
 		return fmt.Errorf("WithGroup(%q): of the dead letters, this group is Redrive's", redriveGroup)
 	case c.letters && c.cfg.retry.Attempts > 0:
 		return errors.New("WithRetry: dead letters have no dead letters, so Attempts has no meaning for them")
+	case c.letters && c.cfg.deadExpired:
+		return errors.New("WithDeadExpired: dead letters have no dead letters, and do not expire")
+	case c.cfg.Group == "" && c.cfg.deadExpired:
+		return errors.New("WithDeadExpired: only a group has dead letters, and WithGroup is missing")
 	}
 	sub, err := c.subscribe(ctx)
 	if err != nil {
@@ -162,15 +169,22 @@ func (c *consumer) moverFor(topic string, sub transport.Subscription) (transport
 	}
 	mover, ok := transport.As[transport.Mover](sub)
 	err := transport.CheckName("topic", transport.DeadTopic(topic))
-	switch asked := c.cfg.retry.Attempts > 0; {
+	asked := ""
+	switch {
+	case c.cfg.deadExpired:
+		asked = "WithDeadExpired"
+	case c.cfg.retry.Attempts > 0:
+		asked = "Attempts of WithRetry"
+	}
+	switch {
 	case ok && err == nil:
 		return mover, nil
-	case !ok && asked:
-		return nil, fmt.Errorf("WithRetry: the transport has no dead letters, so Attempts is %w", errors.ErrUnsupported)
-	case asked:
-		return nil, fmt.Errorf("WithRetry: of the dead letters: %w", err)
+	case asked == "":
+		return nil, nil
+	case !ok:
+		return nil, fmt.Errorf("%s: the transport has no dead letters: %w", asked, errors.ErrUnsupported)
 	}
-	return nil, nil
+	return nil, fmt.Errorf("%s: of the dead letters: %w", asked, err)
 }
 
 // home returns the topic of a message, before it is settled, and what puts it
@@ -277,15 +291,22 @@ func (c *consumer) stop() {
 
 // limit gives the handlers under way the drain timeout to finish.
 func (u *use) limit() {
-	if u.c.unlimited.Load() {
-		return
-	}
 	u.c.mu.Lock()
 	defer u.c.mu.Unlock()
-	if u.drain == nil && u.c.use == u {
+	if !u.c.unlimited && u.drain == nil && u.c.use == u {
 		u.drain = time.AfterFunc(u.c.cfg.drain, func() {
 			u.giveUp(fmt.Errorf("not finished %v after the consumer was stopped", u.c.cfg.drain))
 		})
+	}
+}
+
+// unlimit takes the limit away.
+func (c *consumer) unlimit() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unlimited = true
+	if c.use != nil && c.use.drain != nil {
+		c.use.drain.Stop()
 	}
 }
 
@@ -323,19 +344,26 @@ func (c *consumer) finish(ctx context.Context) (running int) {
 		select {
 		case <-done:
 		case <-ctx.Done():
-			select {
+			if running = max(c.running(), int(c.inHand.Load())); running > 0 {
+				break
+			}
+			select { // which takes a moment, or hangs
 			case <-done:
-			default:
-				running = max(1, c.running())
-				u.giveUp(ErrClosed)
+			case <-c.bus.settling.Done():
 			}
 		}
+		select {
+		case <-done:
+			running = 0
+		default:
+			u.giveUp(ErrClosed)
+			c.abandoned.Store(int64(running))
+			return running
+		}
 	}
-	c.abandoned.Store(int64(max(running, int(c.inHand.Load()))))
-	if running == 0 {
-		c.close()
-	}
-	return running
+	c.abandoned.Store(int64(c.inHand.Load()))
+	c.close()
+	return 0
 }
 
 // running counts the handlers under way.
@@ -408,8 +436,8 @@ func (c *consumer) byHand() bool {
 	return c.use != nil && !c.use.handles
 }
 
-// take receives messages. While the consumer is paused it waits, until what the
-// pause gave back has gone: or messages would come before those.
+// take receives messages. While the consumer is paused it waits, and then until
+// what the pause gave back has gone: or others would come before that.
 func (c *consumer) take(ctx context.Context, dst []transport.Message) (int, error) {
 	for p := c.paused.Load(); p != nil; p = c.paused.Load() {
 		select {
@@ -417,10 +445,15 @@ func (c *consumer) take(ctx context.Context, dst []transport.Message) (int, erro
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}
-		c.returning.Lock()
-		c.returning.Unlock()
 	}
+	c.awaitReturns()
 	return c.sub.Receive(ctx, dst)
+}
+
+// awaitReturns waits until what goes back has gone.
+func (c *consumer) awaitReturns() {
+	c.returning.Lock()
+	defer c.returning.Unlock()
 }
 
 // untake gives back what was received and not begun.
@@ -441,8 +474,6 @@ func (c *consumer) keptAt(f *fetch) time.Duration {
 
 // pause stops receiving until resume. What was fetched and not begun goes back.
 func (c *consumer) pause() {
-	c.returning.RLock()
-	defer c.returning.RUnlock()
 	resumed := make(chan struct{})
 	if c.paused.CompareAndSwap(nil, &resumed) {
 		c.pauses.Add(1)
@@ -519,6 +550,7 @@ func (c *consumer) arm() {
 
 // keep is the keeper's turn.
 func (c *consumer) keep() {
+	c.asleep.Store(false)
 	done := c.flush()
 	next := c.extend()
 	c.mu.Lock()
@@ -531,7 +563,18 @@ func (c *consumer) keep() {
 		c.pace = minPace
 	}
 	c.pace = min(c.pace, next)
+	c.asleep.Store(c.pace > minPace)
 	c.keeper.Reset(c.pace)
+}
+
+// rouse lets the keeper have a turn soon, as there is something to acknowledge.
+func (c *consumer) rouse() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.asleep.Swap(false) && c.armed && !c.closed {
+		c.pace = minPace
+		c.keeper.Reset(c.pace)
+	}
 }
 
 // flush acknowledges what was handled and reports how much that was.
@@ -605,6 +648,10 @@ func (c *consumer) release() {
 	if !c.has(buffered) {
 		return
 	}
+	c.returning.RLock()
+	defer c.returning.RUnlock()
+	c.releasing.Add(1) // lanes look at it, or they would begin what comes after what goes back
+	defer c.releasing.Add(-1)
 	c.settles.Lock()
 	defer c.settles.Unlock()
 	var rs []transport.Receipt

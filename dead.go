@@ -3,6 +3,7 @@ package echo
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"strconv"
 	"strings"
@@ -98,14 +99,14 @@ var (
 // bars returns why a message that arrived is not to be handled, or nil: a
 // [*rejection], or errNotForUs.
 func (c *consumer) bars(m *transport.Message) error {
+	if group, ok := m.Header[headFor]; ok && group != c.cfg.Group && !c.letters {
+		return errNotForUs
+	}
 	if most := c.cfg.retry.Attempts; most > 0 && m.Attempt > most {
 		return &rejection{ReasonAttempts, errSpent}
 	}
 	if m.Header == nil || c.letters {
 		return nil
-	}
-	if group, ok := m.Header[headFor]; ok && group != c.cfg.Group {
-		return errNotForUs
 	}
 	if expired(m, time.Now()) {
 		if c.cfg.deadExpired {
@@ -132,9 +133,19 @@ func deadLetter(m *transport.Message, group, reason string, err error) transport
 	d.Header[headDeadGroup] = group
 	d.Header[headDeadTime] = time.Now().UTC().Format(time.RFC3339Nano)
 	if err != nil {
-		d.Header[headDeadError] = oneLine(err.Error(), maxDeadError)
+		d.Header[headDeadError] = oneLine(errorText(err), maxDeadError)
 	}
 	return d
+}
+
+// errorText is what an error says, which may be a nil pointer, or worse.
+func errorText(err error) (text string) {
+	defer func() {
+		if p := recover(); p != nil {
+			text = fmt.Sprintf("an error of type %T, whose Error panics: %v", err, p)
+		}
+	}()
+	return err.Error()
 }
 
 // oneLine returns text as the value of a header: UTF-8, without control
@@ -161,10 +172,13 @@ var errSpent = errors.New("delivered again after its last attempt: whoever had i
 func (c *consumer) bury(ctx context.Context, m *transport.Message, reason string, err error) error {
 	topic, mover := c.home(m)
 	if mover == nil {
-		c.count.givenUp.Add(1)
 		c.bus.cfg.logger.Error("echo: message given up, as there are no dead letters here", "topic", c.topic, "group", c.cfg.Group,
 			"id", m.ID, "reason", reason, "attempt", m.Attempt, "error", err)
-		return c.acker.Ack(ctx, []transport.Receipt{m.Receipt()})
+		ack := c.acker.Ack(ctx, []transport.Receipt{m.Receipt()})
+		if ack == nil {
+			c.count.givenUp.Add(1)
+		}
+		return ack
 	}
 	most := buryMost
 	if lease := c.lease(); lease > 0 { // or somebody else has it meanwhile

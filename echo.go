@@ -91,7 +91,7 @@ type Bus struct {
 	inboxClosed bool
 	consumers   map[*consumer]struct{}
 	commits     map[string]*commit // by topic
-	closing     sync.Once
+	closing     chan struct{}      // closed when Close is done; nil before it begins
 	account     Account
 	closeErr    error
 }
@@ -173,10 +173,30 @@ type Account struct {
 // cancelled then, with cause [ErrClosed].
 //
 // Close waits for all handlers, so calling it from one needs a ctx that ends.
-// Later calls return what the first one did.
+// Later calls wait for the first one, within their own ctx, and return what it did.
 func (b *Bus) Close(ctx context.Context) (Account, error) {
-	b.closing.Do(func() { b.account, b.closeErr = b.close(ctx) })
-	return b.account, b.closeErr
+	b.mu.Lock()
+	done, first := b.closing, b.closing == nil
+	if first {
+		done = make(chan struct{})
+		b.closing = done
+	}
+	b.mu.Unlock()
+	if first {
+		b.account, b.closeErr = b.close(ctx)
+		close(done)
+	}
+	select {
+	case <-done:
+		return b.account, b.closeErr
+	default:
+	}
+	select {
+	case <-done:
+		return b.account, b.closeErr
+	case <-ctx.Done():
+		return Account{}, fmt.Errorf("echo: close: another one is under way: %w", context.Cause(ctx))
+	}
 }
 
 // settleGrace is how long acknowledgements may take once there is no time left:
@@ -194,7 +214,7 @@ func (b *Bus) close(ctx context.Context) (Account, error) {
 	}
 	b.mu.Unlock()
 	for _, c := range consumers {
-		c.unlimited.Store(true) // ctx is the limit
+		c.unlimit() // ctx is the limit
 		c.stop()
 	}
 	var acc Account
@@ -206,7 +226,7 @@ func (b *Bus) close(ctx context.Context) (Account, error) {
 	b.closed.Store(true)
 	b.closeInbox()
 	if running == 0 {
-		b.sending.Wait()
+		b.await(&b.sending)
 	}
 	err := b.transport.Close()
 	if running > 0 {
@@ -216,6 +236,20 @@ func (b *Bus) close(ctx context.Context) (Account, error) {
 		err = fmt.Errorf("echo: close: %w", err)
 	}
 	return acc, err
+}
+
+// await waits for goroutines that a transport may hold up, as long as it takes
+// acknowledgements. Closing the transport ends them.
+func (b *Bus) await(work *sync.WaitGroup) {
+	done := make(chan struct{})
+	go func() {
+		work.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-b.settling.Done():
+	}
 }
 
 // add registers a consumer, unless the bus is closing.

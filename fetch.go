@@ -14,11 +14,14 @@ import (
 // are used again, so each slot's state carries a generation.
 //
 //	buffered ─► running ─► handled ─► gone       Run: finished, then acknowledged
-//	    │        ▲    └─► waiting ──► lost       to be tried again by its lane
-//	    │        └───────────┘
-//	    │          ├────────────────► gone       settled by hand, or given back
+//	    │          ├────────────────► gone       settled by hand, given back, or split off
 //	    │          └─► losing ──────► lost       the lease ended in the handler
-//	    ├─────────────────────► gone, lost       released, or the lease ended
+//	    ├─────────────────────► gone, lost       released, split off, or the lease ended
+//
+// What a lane keeps to try it again is split off: it goes on as a fetch of its
+// own, of a new generation for each attempt.
+//
+//	buffered ─► running ◄──► waiting ─► gone, lost
 //
 // Settling by hand goes through settling, during which nobody else touches the
 // message or uses the fetch again.
@@ -30,8 +33,7 @@ type fetch struct {
 	gen   uint32 // stateBits zero
 
 	lane   *lane         // who runs all of it, if one lane does
-	inLine int           // messages in lines of that lane
-	left   atomic.Int32  // messages that are not concluded, by several lanes
+	left   atomic.Int32  // messages that are not concluded, nor in lines, by several lanes
 	byHand bool          // its messages are settled by a loop, not by Run
 	since  time.Duration // when it was received
 	kept   time.Duration // when leases were last extended
@@ -40,6 +42,7 @@ type fetch struct {
 type slot struct {
 	state atomic.Uint32 // generation and state
 	back  bool          // it was settled by hand, and not as done; written before state is gone
+	acked bool          // it was acknowledged by hand; written before state is gone
 	lane  *lane         // who runs it, if the fetch has several; written before it runs
 }
 
@@ -69,6 +72,36 @@ func (f *fetch) begin(n int, now time.Duration, byHand bool) {
 	f.left.Store(int32(n))
 	f.since, f.kept = now, now
 	f.lane, f.byHand = nil, byHand
+}
+
+// split makes message i of f a fetch of its own, for a lane to keep, and changes
+// its state, if it is the one expected; else it returns nil.
+func (c *consumer) split(f *fetch, i int, from, to uint32, l *lane) *fetch {
+	own := newFetch(c, 1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !f.move(i, from, gone) {
+		return nil
+	}
+	own.buf[0] = f.msgs[i]
+	own.begin(1, f.since, f.byHand)
+	own.kept, own.lane = f.kept, l
+	own.slots[0].state.Store(own.gen | to)
+	c.active = append(c.active, own)
+	return own
+}
+
+// renew makes a message that runs, and was split off, wait for another attempt,
+// whose handle will be another one.
+func (c *consumer) renew(f *fetch) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	next := f.gen + 1<<stateBits
+	if !f.slots[0].state.CompareAndSwap(f.gen|running, next|waiting) {
+		return false
+	}
+	f.gen = next
+	return true
 }
 
 // state returns the state of message i.
@@ -186,6 +219,7 @@ func (d delivery) settled(err error) error {
 // still being settled, so that the fetch is not used again meanwhile.
 func (f *fetch) done(i int) {
 	if !f.byHand {
+		f.slots[i].acked = true
 		return
 	}
 	f.c.count.handled.Add(1)

@@ -15,8 +15,9 @@ import (
 // the other if it receives for itself, or those that a dispatcher gives it.
 //
 // A message that is to be tried again here waits in a line, and what comes
-// after it under its key stands in the line behind it. The lane goes on with
-// others meanwhile.
+// after it under its key stands in the line behind it. From then on it is a
+// fetch of its own. The lane goes on with others meanwhile, and takes turns
+// between lines that are due and what is new.
 type lane struct {
 	r      *run
 	ctx    context.Context // the handler's
@@ -25,37 +26,44 @@ type lane struct {
 	cur *fetch // a lane that receives for itself: what it works through
 	pos int    // its last message begun
 
-	queue, shared chan item // else: messages with key, and those for any lane; nil when closed
+	queue *queue // else: messages with keys that are this lane's
+	taken []item // out of it
+	open  bool   // there may be messages for any lane
 
 	lines  map[string]*line // by key
 	due    lineQueue        // all lines, of messages without key too
 	inLine int              // messages in lines
 	alarm  *time.Timer
+	turn   bool          // a line had its turn
+	looked time.Duration // when it was last received while a line was due
 
 	item           // the message under way
 	from     *line // at whose head it is, if it is
-	again    bool  // it waits, once more
-	line     *line // where it waits then
 	rs       []transport.Receipt
-	err      error // what its handler returned
+	err      error // what its handler returned, or why it was not called
 	returned bool  // it returned at all
 	called   bool  // err is to be dealt with
-	ok       bool  // its handler returned nil
 	named    bool  // the memory of the consumer knows that it is being handled
 	name     hash  // by which it does
-	afresh   bool  // it waits, and this was no attempt
 }
 
-// line is a message that waits to be tried again, and those behind it.
+// line is a message that waits to be tried again, and those behind it, each a
+// fetch of its own.
 type line struct {
 	key    string
-	items  []item
+	items  []*fetch
 	at     time.Duration // when the first one is due
 	index  int           // in the lane's due
 	dead   error         // why the first one is a dead letter, though nobody took it yet
-	afresh bool          // the first one waits without an attempt
+	afresh bool          // the first one waits, and that was no attempt
 	named  bool          // the memory of the consumer knows that the first one is being handled
 }
+
+// While a line is due, a lane looks for what is new so often, and so long.
+const (
+	lookEvery = 5 * time.Millisecond
+	lookTime  = time.Millisecond
+)
 
 // lineQueue orders lines by time.
 type lineQueue []*line
@@ -79,8 +87,8 @@ func (q *lineQueue) Pop() any {
 	return x
 }
 
-func (r *run) newLane(queue chan item) *lane {
-	l := &lane{r: r, queue: queue, shared: r.shared}
+func (r *run) newLane(q *queue) *lane {
+	l := &lane{r: r, queue: q, open: q != nil, looked: clock() - lookEvery}
 	l.renew()
 	return l
 }
@@ -96,11 +104,9 @@ func (l *lane) receives() bool { return l.r.shared == nil }
 func (l *lane) work() {
 	if l.called {
 		l.conclude()
-		l.passed()
 	}
 	for l.next() {
 		l.do()
-		l.passed()
 	}
 	l.abandon()
 }
@@ -108,16 +114,19 @@ func (l *lane) work() {
 // next takes up the next message, and reports whether there is one.
 func (l *lane) next() bool {
 	for {
-		if len(l.due) > 0 && l.due[0].at <= clock() {
+		due := l.lineIsDue()
+		if due && !l.turn {
+			l.turn = true
 			l.from = l.due[0]
-			l.item = l.from.items[0]
+			l.item = item{l.from.items[0], 0}
 			return true
 		}
+		l.turn = false
 		ok, end := false, false
 		if l.receives() {
-			ok, end = l.receive()
+			ok, end = l.receive(due)
 		} else {
-			ok, end = l.dequeue()
+			ok, end = l.dequeue(due)
 		}
 		if end {
 			return false
@@ -128,9 +137,15 @@ func (l *lane) next() bool {
 	}
 }
 
+// lineIsDue reports whether a message is to be tried again now. After a stop
+// none is: they go back.
+func (l *lane) lineIsDue() bool {
+	return len(l.due) > 0 && l.due[0].at <= clock() && l.r.receive.Err() == nil
+}
+
 // receive takes the next message of the fetch, or fetches more. It returns
-// without either when a line is due.
-func (l *lane) receive() (ok, end bool) {
+// without either when a line is due, which it may be already.
+func (l *lane) receive(due bool) (ok, end bool) {
 	r := l.r
 	if l.cur != nil {
 		if l.pos++; l.pos < len(l.cur.msgs) {
@@ -139,18 +154,23 @@ func (l *lane) receive() (ok, end bool) {
 		}
 		r.ended()
 		r.c.adapt(l.cur)
-		if f := l.cur; f.inLine == 0 {
-			l.rs = r.c.retire(f, l.rs)
-		}
+		l.rs = r.c.retire(l.cur, l.rs)
 		l.cur = nil
 	}
 	ctx := r.receive
 	if len(l.due) > 0 {
+		now := clock()
+		if due && now-l.looked < lookEvery {
+			return false, false
+		}
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, l.due[0].at-clock())
+		ctx, cancel = context.WithTimeout(ctx, max(l.due[0].at-now, lookTime))
 		defer cancel()
 	}
 	f, err := r.next(ctx)
+	if due {
+		l.looked = clock()
+	}
 	switch {
 	case err == nil:
 		l.begin(f)
@@ -169,13 +189,50 @@ func (l *lane) begin(f *fetch) {
 }
 
 // dequeue takes the next message that the dispatcher gave. It returns without
-// one when a line is due.
-func (l *lane) dequeue() (ok, end bool) {
-	if l.queue == nil && l.shared == nil {
+// one when a line is due, which it may be already.
+func (l *lane) dequeue(due bool) (ok, end bool) {
+	if l.queue != nil && len(l.taken) == 0 {
+		var closed bool
+		if l.taken, closed = l.queue.take(l.taken); closed {
+			l.queue = nil
+		}
+	}
+	switch {
+	case len(l.taken) > 0:
+		l.item, l.taken = l.taken[0], l.taken[1:]
+		ok = true
+	case l.queue == nil && !l.open:
 		return false, true
+	default:
+		ok = l.await(due)
+	}
+	if ok {
+		l.f.slots[l.i].lane = l
+	}
+	return ok, false
+}
+
+// await takes the next message for any lane. Unless a line is due, it waits for
+// it, or for something else to do.
+func (l *lane) await(due bool) (ok bool) {
+	var came chan struct{}
+	if l.queue != nil {
+		came = l.queue.came
+	}
+	var shared chan item
+	if l.open {
+		shared = l.r.shared
+	}
+	if due {
+		select {
+		case l.item, ok = <-shared:
+			l.open = ok
+		default:
+		}
+		return ok
 	}
 	var alarm <-chan time.Time
-	if len(l.due) > 0 {
+	if len(l.due) > 0 && l.r.receive.Err() == nil {
 		wait := l.due[0].at - clock()
 		if l.alarm == nil {
 			l.alarm = time.NewTimer(wait)
@@ -185,21 +242,12 @@ func (l *lane) dequeue() (ok, end bool) {
 		alarm = l.alarm.C
 	}
 	select {
-	case l.item, ok = <-l.queue:
-		if !ok {
-			l.queue = nil
-		}
-	case l.item, ok = <-l.shared:
-		if !ok {
-			l.shared = nil
-		}
+	case <-came:
+	case l.item, ok = <-shared:
+		l.open = ok
 	case <-alarm:
-		return false, false
 	}
-	if ok {
-		l.f.slots[l.i].lane = l
-	}
-	return ok, false
+	return ok
 }
 
 // stands puts the message under way into the line of its key, if there is one.
@@ -211,100 +259,103 @@ func (l *lane) stands() bool {
 	if line == nil {
 		return false
 	}
-	line.items = append(line.items, l.item)
-	l.lineUp()
+	own := l.r.c.split(l.f, l.i, buffered, buffered, l)
+	if own == nil {
+		return false
+	}
+	line.items = append(line.items, own)
+	l.inLine++
+	l.left()
 	return true
 }
 
-// lineUp notes that one more message is in line.
-func (l *lane) lineUp() {
-	l.inLine++
+// left notes that a message that the dispatcher gave is done with, or in a line.
+func (l *lane) left() {
 	if l.receives() {
-		l.f.inLine++
-	} else {
-		l.r.unload()
+		return
 	}
+	if l.f.left.Add(-1) == 0 {
+		l.rs = l.r.c.retire(l.f, l.rs)
+	}
+	l.r.unload()
 }
 
-// passed notes that the message under way is done with, or waits.
-func (l *lane) passed() {
-	from, again := l.from, l.again
-	if again {
-		if l.line.afresh, l.line.named = l.afresh, l.named; l.named {
-			l.r.c.memory.hold(l.name)
-		}
-	} else if l.named {
-		l.r.c.memory.end(l.name, l.received(), l.ok && !l.f.slots[l.i].back)
+// passed notes that the message under way is done with, ok if it was handled, or
+// that it waits in a line.
+func (l *lane) passed(ok bool, again *line) {
+	from := l.from
+	switch s := &l.f.slots[l.i]; {
+	case !l.named:
+	case again != nil:
+		again.named = true
+		l.r.c.memory.hold(l.name)
+	default:
+		l.r.c.memory.end(l.name, l.received(), s.acked || ok && !s.back)
 	}
-	l.from, l.line, l.again, l.afresh, l.named, l.ok = nil, nil, false, false, false, false
+	l.from, l.named = nil, false
 	switch {
-	case from != nil && again:
+	case from == nil:
+		l.left()
+	case again != nil:
 		heap.Fix(&l.due, from.index)
-	case from != nil:
+	default:
 		l.advance(from)
-	case again:
-		l.lineUp()
-	case !l.receives():
-		l.settled()
-		l.r.unload()
 	}
 }
 
 // advance takes the first one out of a line.
 func (l *lane) advance(from *line) {
-	from.items[0] = item{}
+	l.rs = l.r.c.retire(from.items[0], l.rs)
+	l.inLine--
+	from.items[0] = nil
 	if from.items = from.items[1:]; len(from.items) > 0 {
 		from.at, from.dead, from.afresh, from.named = clock(), nil, false, false
 		heap.Fix(&l.due, from.index)
-	} else {
-		heap.Remove(&l.due, from.index)
-		if from.key != "" {
-			delete(l.lines, from.key)
-		}
+		return
 	}
-	l.inLine--
-	if !l.receives() {
-		l.settled()
-	} else if l.f.inLine--; l.f.inLine == 0 && l.f != l.cur {
-		l.rs = l.r.c.retire(l.f, l.rs)
+	heap.Remove(&l.due, from.index)
+	if from.key != "" {
+		delete(l.lines, from.key)
 	}
 }
 
-// settled notes that a message that a dispatcher gave is done with.
-func (l *lane) settled() {
-	if l.f.left.Add(-1) == 0 {
-		l.rs = l.r.c.retire(l.f, l.rs)
-	}
-}
-
-// abandon gives back what waits to be tried again; what stands behind it was
-// not begun, and goes back with all else that was not.
+// abandon gives back what is in lines: those that were not begun as they are.
 func (l *lane) abandon() {
 	if l.alarm != nil {
 		l.alarm.Stop()
 	}
+	c := l.r.c
+	var fresh []transport.Receipt
 	for _, from := range l.due {
-		l.item = from.items[0]
-		switch {
-		case from.afresh && l.f.move(l.i, waiting, gone):
-			l.r.c.untake(l.f.msgs[l.i : l.i+1])
-		case !l.f.move(l.i, waiting, running):
-		case from.key != "": // whoever goes on begins with it
-			l.giveBack(0)
-		default:
-			l.giveBack(max(0, from.at-clock()))
+		for k, f := range from.items {
+			l.item = item{f, 0}
+			switch {
+			case f.move(0, buffered, gone), k == 0 && from.afresh && f.move(0, waiting, gone):
+				fresh = append(fresh, f.msgs[0].Receipt())
+			case !f.move(0, waiting, running):
+			case from.key != "": // whoever goes on begins with it
+				l.giveBack(0)
+			default:
+				l.giveBack(max(0, from.at-clock()))
+			}
 		}
 		if from.named {
-			l.r.c.memory.end(l.r.c.memory.hash(nameOf(&l.f.msgs[l.i])), 0, false)
+			c.memory.end(c.memory.hash(nameOf(&from.items[0].msgs[0])), 0, false)
 		}
 	}
 	l.due, l.lines = nil, nil
+	c.giveBack(fresh)
 }
 
 // do takes the message under way to its outcome.
 func (l *lane) do() {
+	c, s := l.r.c, &l.f.slots[l.i]
 	if l.named = l.from != nil && l.from.named; l.named {
-		l.name = l.r.c.memory.hash(nameOf(&l.f.msgs[l.i]))
+		l.name = c.memory.hash(nameOf(&l.f.msgs[l.i]))
+	}
+	s.back, s.acked = false, false
+	if c.releasing.Load() > 0 && l.from == nil {
+		c.awaitReturns() // or this one might be begun, and those before it go back
 	}
 	switch {
 	case l.f.move(l.i, buffered, running):
@@ -312,30 +363,28 @@ func (l *lane) do() {
 		if !l.from.afresh && l.from.dead == nil {
 			l.f.msgs[l.i].Attempt++
 		}
-	default:
-		return // released, or its lease is lost
+	default: // released, or its lease is lost
+		l.passed(false, nil)
+		return
 	}
-	l.f.slots[l.i].back = false
-	if l.r.c.paused.Load() != nil && l.yield() {
+	if l.from != nil && c.paused.Load() != nil && l.yield() {
+		l.passed(false, nil)
 		return
 	}
 	switch l.err = l.barred(); l.err {
 	case nil:
 		l.call()
-		l.ok = l.err == nil
 	case errNotForUs:
 		l.err = nil
 	case errBusy:
-		l.wait(busyFor, nil)
-		l.afresh = l.again
+		l.passed(false, l.wait(busyFor, nil, true))
+		return
 	}
-	if l.err != nil || l.r.c.draining.Load() || !l.f.move(l.i, running, handled) {
-		l.conclude()
-	}
-	l.called = false
+	l.conclude()
 }
 
-// yield gives back the message under way, if the consumer is still paused.
+// yield gives back the message under way, the first one of a line, if the
+// consumer is still paused.
 func (l *lane) yield() bool {
 	c := l.r.c
 	c.returning.RLock()
@@ -343,7 +392,7 @@ func (l *lane) yield() bool {
 	if c.paused.Load() == nil {
 		return false
 	}
-	if l.from != nil && !l.from.afresh {
+	if !l.from.afresh {
 		l.giveBack(0)
 	} else if l.f.move(l.i, running, gone) {
 		c.untake(l.f.msgs[l.i : l.i+1])
@@ -414,32 +463,44 @@ func (l *lane) call() {
 
 // conclude settles the message under way by what its handler returned.
 func (l *lane) conclude() {
-	c := l.r.c
-	if l.called && l.err != nil {
-		c.count.failed.Add(1)
-	}
-	if l.err != nil && l.running() {
-		l.fail()
-	}
-	if l.called && c.draining.Load() {
+	c, called := l.r.c, l.called
+	l.called = false
+	draining := c.draining.Load()
+	if called && draining {
 		c.completed.Add(1)
 	}
-	l.called = false
-	if l.err == nil && l.f.move(l.i, running, handled) {
-		return
+	if called && l.err != nil {
+		c.count.failed.Add(1)
 	}
-	l.waitOut()
-	if l.err == nil {
-		l.f.move(l.i, running, handled)
+	var again *line
+	if !l.settle(&again) { // the keeper cancels our context, or a goroutine that the handler left settles
+		l.waitOut()
+		l.settle(&again)
 	}
-	l.err = nil
 	if l.ctx.Err() != nil && l.r.handler.Err() == nil {
 		l.renew()
 	}
+	l.passed(called && l.err == nil, again)
 }
 
-// waitOut waits while the keeper cancels our context, or a goroutine that the
-// handler left settles.
+// settle does what follows from how the handler returned, unless the message is
+// not the lane's at the moment. If it waits in a line, that is again.
+func (l *lane) settle(again **line) bool {
+	if l.err == nil {
+		done := l.f.move(l.i, running, handled)
+		if done && l.r.c.asleep.Load() {
+			l.r.c.rouse()
+		}
+		return done
+	}
+	if l.f.state(l.i) != running {
+		return false
+	}
+	*again = l.fail()
+	return true
+}
+
+// waitOut waits while somebody else is at the message.
 func (l *lane) waitOut() {
 	for n := 0; ; n++ {
 		switch s := l.f.state(l.i); {
@@ -453,10 +514,9 @@ func (l *lane) waitOut() {
 	}
 }
 
-func (l *lane) running() bool { return l.f.state(l.i) == running }
-
-// fail sees to a message whose handler failed.
-func (l *lane) fail() {
+// fail sees to a message whose handler failed. If it waits to be tried again
+// here, it is at the head of the line that fail returns.
+func (l *lane) fail() *line {
 	c, m := l.r.c, &l.f.msgs[l.i]
 	var dead error
 	reason, wait := c.cfg.retry.judge(m.Attempt, l.err)
@@ -465,20 +525,25 @@ func (l *lane) fail() {
 	}
 	if reason != "" {
 		if l.bury(reason) {
-			return
+			return nil
 		}
 		if dead = l.err; l.from == nil || l.from.dead == nil {
 			dead = &rejection{reason, l.err}
 		}
 		wait = c.cfg.retry.wait(m.Attempt)
 	}
+	stopped := l.r.receive.Err() != nil
+	if stopped && m.Key != "" { // whoever goes on begins with it
+		wait = 0
+	}
 	c.bus.cfg.logger.Warn("echo: handler failed, message will come again", "topic", c.topic, "group", c.cfg.Group,
 		"id", m.ID, "attempt", m.Attempt, "after", wait, "error", l.err)
-	if l.r.receive.Err() == nil && (m.Key != "" || l.from != nil && wait < inPlace || wait < inPlace && l.staysHere(m)) {
-		l.wait(wait, dead)
-	} else {
-		l.giveBack(wait)
+	// What was tried again here stays, as the group knows nothing of that.
+	if !stopped && (m.Key != "" || l.from != nil || wait < inPlace && l.staysHere(m)) {
+		return l.wait(wait, dead, false)
 	}
+	l.giveBack(wait)
+	return nil
 }
 
 // staysHere reports whether a message without key is tried again here.
@@ -508,20 +573,24 @@ func (l *lane) bury(reason string) bool {
 	return false
 }
 
-// wait lets the message under way be tried again here after d.
-func (l *lane) wait(d time.Duration, dead error) {
-	if !l.f.move(l.i, running, waiting) {
-		return
-	}
-	l.again = true
+// wait lets the message under way be tried again here after d, and returns the
+// line at whose head it is, nil if it is the lane's no more. dead is why it is a
+// dead letter; afresh says that this was no attempt.
+func (l *lane) wait(d time.Duration, dead error, afresh bool) *line {
 	at := clock() + min(max(d, time.Millisecond), forever) // others get a turn
-	if l.from != nil {
-		l.line = l.from
-		l.line.at, l.line.dead = at, dead
-		return
+	if w := l.from; w != nil {
+		if !l.r.c.renew(l.f) {
+			return nil
+		}
+		w.at, w.dead, w.afresh = at, dead, afresh
+		return w
 	}
-	w := &line{key: l.f.msgs[l.i].Key, items: []item{l.item}, at: at, dead: dead}
-	l.line = w
+	own := l.r.c.split(l.f, l.i, running, waiting, l)
+	if own == nil {
+		return nil
+	}
+	w := &line{key: own.msgs[0].Key, items: []*fetch{own}, at: at, dead: dead, afresh: afresh}
+	l.inLine++
 	heap.Push(&l.due, w)
 	if w.key != "" {
 		if l.lines == nil {
@@ -529,6 +598,7 @@ func (l *lane) wait(d time.Duration, dead error) {
 		}
 		l.lines[w.key] = w
 	}
+	return w
 }
 
 // forever is longer than anything waits.

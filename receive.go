@@ -342,7 +342,7 @@ func (l *loop[M]) hand(items []item, yield func(Batch[M], error) bool) bool {
 		}
 		batch = nil
 		goOn := yield(Batch[M]{m}, err)
-		m.d.reject(l.c.bus.settling, reasonOf(err), err)
+		l.conclude(m.d, m.Attempt, m.d.reject(l.c.bus.settling, reasonOf(err), err))
 		if !goOn {
 			return false
 		}
@@ -352,20 +352,29 @@ func (l *loop[M]) hand(items []item, yield func(Batch[M], error) bool) bool {
 
 // barred sees to a message that is not to be yielded.
 func (l *loop[M]) barred(it item) bool {
-	m := &it.f.msgs[it.i]
-	switch err := l.c.bars(m); {
+	m, d := &it.f.msgs[it.i], it.f.delivery(it.i)
+	err := l.c.bars(m)
+	switch {
 	case err == nil && (l.c.memory == nil || !l.c.memory.knows(nameOf(m))):
 		return false
 	case err == nil:
 		l.c.count.duplicates.Add(1)
-		it.f.delivery(it.i).drop(l.c.bus.settling)
+		err = d.drop(l.c.bus.settling)
 	case err == errNotForUs:
-		it.f.delivery(it.i).drop(l.c.bus.settling)
+		err = d.drop(l.c.bus.settling)
 	default:
 		reason, _ := l.c.cfg.retry.judge(1, err)
-		it.f.delivery(it.i).reject(l.c.bus.settling, reason, err)
+		err = d.reject(l.c.bus.settling, reason, err)
 	}
+	l.conclude(d, m.Attempt, err)
 	return true
+}
+
+// conclude gives back a message that could not be settled.
+func (l *loop[M]) conclude(d delivery, attempt int, err error) {
+	if err != nil && !errors.Is(err, ErrLeaseLost) {
+		d.nack(l.c.bus.settling, l.c.cfg.retry.wait(attempt))
+	}
 }
 
 // start puts a message into the caller's hands, with a fresh lease.

@@ -21,8 +21,8 @@ type Retry struct {
 	// Attempts is how often a message is tried before it becomes a dead letter;
 	// 0 means that it never does. A process that ended while it had the message
 	// made an attempt, too. Attempts that a consumer made while it kept the
-	// message are its own knowledge: when it stops before the last one, they
-	// count as one for whoever goes on.
+	// message are its own knowledge: when it stops or pauses before the last one,
+	// they count as one for whoever goes on.
 	Attempts int
 	// Min and Max bound the exponential back-off: the n-th attempt is followed by
 	// a random time up to Min·2^(n-1), at most Max. The defaults are 100 ms and 30 s.
@@ -188,9 +188,22 @@ func (r *Retry) retryable(err error) (yes bool) {
 	return r.Retryable(err)
 }
 
+// plain is err, or what takes its place if it cannot be asked what it wraps.
+func plain(err error) (same error) {
+	defer func() {
+		if p := recover(); p != nil {
+			same = fmt.Errorf("an error of type %T, which panics: %v", err, p)
+		}
+	}()
+	errors.Is(err, nil)
+	errors.AsType[*rejection](err)
+	return err
+}
+
 // judge decides what becomes of a message after an attempt failed: it is dead
 // for a reason, or due again after a wait.
 func (r *Retry) judge(attempt int, err error) (reason string, wait time.Duration) {
+	err = plain(err)
 	if e, ok := errors.AsType[*rejection](err); ok {
 		return e.reason, 0
 	}

@@ -130,15 +130,15 @@ func (r *run) dispatch(f *fetch) {
 	c, n := r.c, r.c.cfg.concurrency
 	r.shared = make(chan item, c.cfg.MaxPending)
 	r.room = make(chan struct{}, 1)
-	queues := make([]chan item, n)
+	queues := make([]*queue, n)
 	for i := range queues {
-		queues[i] = make(chan item, c.cfg.MaxPending)
+		queues[i] = &queue{came: make(chan struct{}, 1)}
 		r.lanes.Go(r.newLane(queues[i]).work)
 	}
 	defer func() {
 		close(r.shared)
 		for _, q := range queues {
-			close(q)
+			q.close()
 		}
 	}()
 	seed := maphash.MakeSeed()
@@ -147,7 +147,7 @@ func (r *run) dispatch(f *fetch) {
 		r.busy.Add(int32(len(f.msgs)))
 		for i := range f.msgs {
 			if key := f.msgs[i].Key; key != "" {
-				queues[maphash.String(seed, key)%uint64(n)] <- item{f, i}
+				queues[maphash.String(seed, key)%uint64(n)].put(item{f, i})
 			} else {
 				r.shared <- item{f, i}
 			}
@@ -157,6 +157,46 @@ func (r *run) dispatch(f *fetch) {
 		c.window = max(c.window, n)
 		f, r.err = r.next(r.receive)
 	}
+}
+
+// queue is what a dispatcher gives to one lane, which is bounded by what it
+// gives to all.
+type queue struct {
+	came chan struct{} // holds a token when something came
+
+	mu     sync.Mutex // guards the rest
+	items  []item
+	closed bool
+}
+
+func (q *queue) put(it item) {
+	q.mu.Lock()
+	q.items = append(q.items, it)
+	q.mu.Unlock()
+	q.wake()
+}
+
+func (q *queue) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	q.wake()
+}
+
+func (q *queue) wake() {
+	select {
+	case q.came <- struct{}{}:
+	default:
+	}
+}
+
+// take takes what is there, and reports whether nothing more will come. spare is
+// memory to use.
+func (q *queue) take(spare []item) (items []item, closed bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	items, q.items = q.items, spare[:0]
+	return items, q.closed
 }
 
 // unload notes that the lanes have one message less to handle.

@@ -292,7 +292,11 @@ func (d *memory) turn(now time.Duration) {
 		return
 	}
 	if !old {
-		d.lost += uint64(len(d.past))
+		for _, at := range d.past {
+			if now-at < d.window {
+				d.lost++
+			}
+		}
 	}
 	if d.past == nil || old && now-d.since >= 2*d.window {
 		d.past = make(map[hash]time.Duration)

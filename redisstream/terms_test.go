@@ -118,6 +118,8 @@ func TestAMoveWhoseOutcomeIsUnknownSaysSo(t *testing.T) {
 	require.NoError(t, err)
 	second, err := other.Subscribe(t.Context(), "t", transport.Options{Group: "g", Lease: time.Minute})
 	require.NoError(t, err)
+	_, err = tr.Subscribe(t.Context(), "t.dead", transport.Options{}) // so that its name is noted
+	require.NoError(t, err)
 	proxy.Blackhole(true)
 	moved := make(chan error, 1)
 	go func() {

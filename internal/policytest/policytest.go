@@ -294,6 +294,37 @@ var retries = []promise{
 		assert.Equal(b, context.DeadlineExceeded.Error(), letter.Error)
 		assert.Equal(b, 2, letter.Attempts)
 	}},
+	{"a key whose handler fails during a stop is in order for whoever goes on", func(b *bench) {
+		for _, concurrency := range []int{1, 4} {
+			group := fmt.Sprint("g", concurrency)
+			c := subscribe(b, jobs, echo.WithGroup(group), echo.WithConcurrency(concurrency), echo.FromNewest(), echo.WithRetry(echo.Retry{Table: []time.Duration{2 * time.Second}}))
+			ctx, cancel := context.WithCancel(b.Context())
+			begun := make(chan struct{}, 10)
+			done := make(chan error, 1)
+			go func() {
+				done <- c.Run(ctx, func(context.Context, echo.Message[job]) error {
+					begun <- struct{}{}
+					<-ctx.Done() // what it depends on ends with it
+					return errBad
+				})
+			}()
+			var js []job
+			for n := range 30 {
+				js = append(js, job{N: n, Key: "k"})
+			}
+			b.publish(js...)
+			<-begun
+			time.Sleep(50 * time.Millisecond) // more are fetched
+			cancel()
+			require.NoError(b, <-done)
+			r := newRecord()
+			running(b, subscribe(b, jobs, echo.WithGroup(group)), func(_ context.Context, m echo.Message[job]) error {
+				r.add(m)
+				return nil
+			})
+			assert.Equal(b, counting(30), jobsOf(r.all(b, 30)))
+		}
+	}},
 	{"what waits to be tried again goes back when its consumer stops", func(b *bench) {
 		for _, key := range []string{"", "k"} {
 			failed := make(chan struct{})
