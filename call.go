@@ -38,10 +38,9 @@ type CallError struct {
 
 func (e *CallError) Error() string { return e.Code + ": " + e.Text }
 
-// The headers of requests and replies.
+// The headers of requests and replies. A reply's key is the number of its call.
 const (
 	headReply = "echo-reply" // of a request: where the reply goes, and after a space the number of the call
-	headCall  = "echo-call"  // of a reply: that number
 	headCode  = "echo-code"  // of a reply that is an error, whose text is the data
 )
 
@@ -88,7 +87,14 @@ func call[Req, Res any](ctx context.Context, b *Bus, s *Service[Req, Res], req R
 		return res, fmt.Errorf("%w: %w", ErrNotPublished, err)
 	}
 	defer in.forget(n, reply)
-	if err := c.producer.Publish(ctx, req, append(opts[:len(opts):len(opts)], asks(ctx, in.topic, n))...); err != nil {
+	cfg := configs.Get().(*publishConfig)
+	defer cfg.free()
+	for _, o := range opts {
+		o.applyPublish(cfg)
+	}
+	cfg.reply, cfg.call = in.topic, n
+	cfg.until, _ = ctx.Deadline()
+	if err := c.producer.publish(ctx, req, cfg); err != nil {
 		return res, err
 	}
 	select {
@@ -103,14 +109,6 @@ func call[Req, Res any](ctx context.Context, b *Bus, s *Service[Req, Res], req R
 	case <-ctx.Done():
 		return res, context.Cause(ctx)
 	}
-}
-
-// asks makes a message a request.
-func asks(ctx context.Context, inbox string, n uint64) PublishOption {
-	return publishOption(func(c *publishConfig) {
-		c.reply, c.call = inbox, n
-		c.until, _ = ctx.Deadline()
-	})
 }
 
 // caller is what a bus needs to call a service.
@@ -332,7 +330,7 @@ func (in *inbox) receive(ctx context.Context) {
 
 // deliver gives a reply to who waits for it.
 func (in *inbox) deliver(m *transport.Message) {
-	n, err := strconv.ParseUint(m.Header[headCall], 10, 64)
+	n, err := strconv.ParseUint(m.Key, 10, 64)
 	if err != nil {
 		return
 	}
@@ -414,7 +412,6 @@ func (r *responder[Req, Res]) one(ctx context.Context, f *fetch, i int) error {
 		}
 		return r.c.core.undecoded(ctx, err)
 	}
-	var a answer[Res]
 	returned := false
 	defer func() {
 		if !returned { // f called runtime.Goexit
@@ -422,8 +419,11 @@ func (r *responder[Req, Res]) one(ctx context.Context, f *fetch, i int) error {
 			f.delivery(i).drop(r.c.core.bus.settling)
 		}
 	}()
-	err = plain(r.guarded(ctx, r.c.message(f, i, v, version), &a))
+	res, err := r.guarded(ctx, r.c.message(f, i, v, version))
 	returned = true
+	if err != nil {
+		err = plain(err)
+	}
 	_, rejected := errors.AsType[*rejection](err)
 	if _, again := errors.AsType[*retryAfter](err); again && !rejected {
 		if most := r.c.core.cfg.retry.Attempts; most > 0 && raw.Attempt >= most { // and it is a dead letter
@@ -431,11 +431,11 @@ func (r *responder[Req, Res]) one(ctx context.Context, f *fetch, i int) error {
 		}
 		return err
 	}
-	return r.reply(ctx, raw, &a.value, err)
+	return r.reply(ctx, raw, &res, err)
 }
 
 // guarded calls the function. Its panic is an answer.
-func (r *responder[Req, Res]) guarded(ctx context.Context, m Message[Req], a *answer[Res]) (err error) {
+func (r *responder[Req, Res]) guarded(ctx context.Context, m Message[Req]) (res Res, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			r.c.core.bus.cfg.logger.Error("echo: responder panicked", "topic", m.Topic, "id", m.ID, "panic", p)
@@ -443,16 +443,20 @@ func (r *responder[Req, Res]) guarded(ctx context.Context, m Message[Req], a *an
 		}
 	}()
 	if r.f != nil {
-		a.value, err = r.f(ctx, m)
-		return err
+		return r.f(ctx, m)
 	}
-	return r.handle(context.WithValue(ctx, answering{}, a), m)
+	a := new(answer[Res])
+	err = r.handle(context.WithValue(ctx, answering{}, a), m)
+	return a.value, err
 }
 
 // reply sends an answer to who asked, if anybody did.
-func (r *responder[Req, Res]) reply(ctx context.Context, request *transport.Message, v *Res, failure error) error {
+func (r *responder[Req, Res]) reply(handling context.Context, request *transport.Message, v *Res, failure error) error {
 	inbox, number, ok := strings.Cut(request.Header[headReply], " ")
 	if !ok || !transport.IsInbox(inbox) || transport.CheckName("topic", inbox) != nil {
+		return failure
+	}
+	if _, err := strconv.ParseUint(number, 10, 64); err != nil {
 		return failure
 	}
 	msgs := one.Get().(*[1]transport.Message)
@@ -464,21 +468,24 @@ func (r *responder[Req, Res]) reply(ctx context.Context, request *transport.Mess
 	if failure == nil {
 		failure = r.replies.encode(m, *v, nil)
 	}
-	var head map[string]string
 	if failure != nil {
 		e, ok := errors.AsType[*CallError](failure)
 		if !ok {
 			e = &CallError{"unknown", errorText(failure)}
 		}
 		id, now := r.replies.id()
-		*m = transport.Message{ID: id, Time: now, Type: Text.ContentType(), Data: []byte(oneLine(e.Text, maxDeadError))}
-		head = map[string]string{headCode: oneLine(e.Code, 64)}
+		*m = transport.Message{
+			ID: id, Time: now, Type: Text.ContentType(), Data: []byte(oneLine(e.Text, maxDeadError)),
+			Header: map[string]string{headCode: oneLine(e.Code, 64)},
+		}
 	}
-	if m.Header = head; head == nil {
-		m.Header = make(map[string]string, 1)
+	m.Key = number
+	b := r.c.core.bus
+	ctx := b.settling
+	if !b.immediate { // its Send may look for values
+		ctx = replyContext{b.settling, handling}
 	}
-	m.Header[headCall] = number
-	_, err := r.c.core.bus.transport.Send(replyContext{r.c.core.bus.settling, ctx}, inbox, msgs[:])
+	_, err := b.transport.Send(ctx, inbox, msgs[:])
 	return err
 }
 

@@ -83,6 +83,19 @@ var many = sync.Pool{New: func() any { return new([]transport.Message) }}
 // encoded before Publish returns, but for a transport that carries values by
 // reference.
 func (p *Producer[M]) Publish(ctx context.Context, v M, opts ...PublishOption) error {
+	if len(opts) == 0 {
+		return p.publish(ctx, v, nil)
+	}
+	cfg := configs.Get().(*publishConfig) // it escapes to the options
+	defer cfg.free()
+	for _, o := range opts {
+		o.applyPublish(cfg)
+	}
+	return p.publish(ctx, v, cfg)
+}
+
+// publish is Publish with a config, which may be nil.
+func (p *Producer[M]) publish(ctx context.Context, v M, cfg *publishConfig) error {
 	if err := p.ready(); err != nil {
 		return notPublished(p.topicName(), 1, err)
 	}
@@ -91,17 +104,7 @@ func (p *Producer[M]) Publish(ctx context.Context, v M, opts ...PublishOption) e
 		buf[0] = transport.Message{}
 		one.Put(buf)
 	}()
-	var err error
-	if len(opts) == 0 { // a config would escape to the options
-		err = p.encode(&buf[0], v, nil)
-	} else {
-		var cfg publishConfig
-		for _, o := range opts {
-			o.applyPublish(&cfg)
-		}
-		err = p.encode(&buf[0], v, &cfg)
-	}
-	if err != nil {
+	if err := p.encode(&buf[0], v, cfg); err != nil {
 		return notPublished(p.topic.name, 1, err)
 	}
 	if n, err := p.send(ctx, p.topic.name, buf[:]); n < 1 {
@@ -230,6 +233,14 @@ func (p *Producer[M]) boxed(v M) *M {
 
 // PublishOption is an option of [Producer.Publish].
 type PublishOption interface{ applyPublish(*publishConfig) }
+
+// configs lends out what options fill in.
+var configs = sync.Pool{New: func() any { return new(publishConfig) }}
+
+func (c *publishConfig) free() {
+	*c = publishConfig{}
+	configs.Put(c)
+}
 
 type publishConfig struct {
 	id     *string

@@ -78,8 +78,8 @@ func WithDeadExpired() SubscribeOption {
 //
 // Given to [Subscribe] it works where messages are handled: what this consumer
 // has handled it does not handle again, but acknowledges and counts. It
-// remembers 65,536 messages; when more are handled within a window, the oldest
-// are forgotten, and that is counted, too. Other members of the group, and
+// remembers 65,536 messages, or half as many: when more are handled within a
+// window, the oldest half is forgotten, and that is counted, too. Other members of the group, and
 // this one after a restart, know nothing of it: it makes repetitions rare, and
 // handlers that must not repeat anything need a store of their own.
 func WithDedup(window time.Duration) interface {
@@ -149,12 +149,17 @@ func (p *Producer[M]) terms(m *transport.Message, cfg *publishConfig, now time.T
 		setHeader(m, headOnce, cfg.once)
 	}
 	if cfg.reply != "" {
-		setHeader(m, headReply, cfg.reply+" "+strconv.FormatUint(cfg.call, 10))
+		setHeader(m, headReply, cfg.caller())
 	}
 	if at := cfg.expires(now, due); !at.IsZero() {
 		setHeader(m, headExpires, strconv.FormatInt(at.Add(time.Millisecond-1).UnixMilli(), 10)) // rounded up
 	}
 	return nil
+}
+
+// caller names who waits for the reply.
+func (c *publishConfig) caller() string {
+	return string(strconv.AppendUint(append(append(make([]byte, 0, 64), c.reply...), ' '), c.call, 10))
 }
 
 // expires is when the message is not to be handled any more, zero for never.
@@ -196,10 +201,10 @@ type memory struct {
 	window time.Duration
 	seeds  [2]maphash.Seed
 
-	mu    sync.Mutex             // guards the rest
-	busy  map[hash]struct{}      // being handled
-	now   map[hash]time.Duration // when they were handled
-	past  map[hash]time.Duration
+	mu    sync.Mutex        // guards the rest
+	busy  map[hash]struct{} // being handled
+	now   half
+	past  half
 	since time.Duration // when now began
 	lost  uint64        // forgotten before their time
 }
@@ -208,18 +213,93 @@ type hash [2]uint64
 
 const maxRemembered = 1 << 16
 
+// half is one half of a memory: a hash table with open addressing, at most half
+// full, where a message takes one cache line. Most messages are new: a bit for
+// each that is known, by part of its hash, answers for them without the table,
+// which is too large for the processor's caches.
+type half struct {
+	slots []remembered // as many as a power of two, nil before the first
+	n     int          // that are taken
+	bits  []uint64     // 16 for each that is remembered at most
+}
+
+type remembered struct {
+	name hash          // zero if the slot is free
+	at   time.Duration // when it was handled
+}
+
+const halfBits = 16 * maxRemembered / 2
+
+func bitOf(name hash) (word, bit uint64) {
+	n := (name[1] >> 1) % halfBits
+	return n / 64, 1 << (n % 64)
+}
+
+// slot returns where a name is, or would be.
+func (f *half) slot(name hash) *remembered {
+	for i := name[0]; ; i++ {
+		s := &f.slots[i%uint64(len(f.slots))]
+		if s.name == name || s.name == (hash{}) {
+			return s
+		}
+	}
+}
+
+func (f *half) find(name hash) (at time.Duration, ok bool) {
+	if f.n == 0 {
+		return 0, false
+	}
+	if word, bit := bitOf(name); f.bits[word]&bit == 0 {
+		return 0, false
+	}
+	s := f.slot(name)
+	return s.at, s.name == name
+}
+
+func (f *half) put(name hash, at time.Duration) {
+	if f.bits == nil {
+		f.bits = make([]uint64, halfBits/64)
+	}
+	if 2*f.n >= len(f.slots) {
+		f.grow()
+	}
+	word, bit := bitOf(name)
+	f.bits[word] |= bit
+	s := f.slot(name)
+	if s.name != name {
+		f.n++
+	}
+	*s = remembered{name, at}
+}
+
+func (f *half) grow() {
+	old := f.slots
+	f.slots = make([]remembered, max(64, 2*len(old)))
+	for _, r := range old {
+		if r.name != (hash{}) {
+			*f.slot(r.name) = r
+		}
+	}
+}
+
+// clear forgets everything, and keeps the memory for it.
+func (f *half) clear() {
+	clear(f.slots)
+	clear(f.bits)
+	f.n = 0
+}
+
 func newMemory(window time.Duration) *memory {
 	return &memory{
 		window: window,
 		seeds:  [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
 		busy:   make(map[hash]struct{}),
-		now:    make(map[hash]time.Duration),
 		since:  clock(),
 	}
 }
 
 func (d *memory) hash(name string) hash {
-	return hash{maphash.String(d.seeds[0], name), maphash.String(d.seeds[1], name)}
+	return hash{maphash.String(d.seeds[0], name), maphash.String(d.seeds[1], name) | 1} // which is not zero
 }
 
 // nameOf is by what a message is known again.
@@ -233,9 +313,9 @@ func nameOf(m *transport.Message) string {
 // handled reports whether a message was. The caller holds mu.
 func (d *memory) handled(name hash, now time.Duration) bool {
 	d.turn(now)
-	at, ok := d.now[name]
+	at, ok := d.now.find(name)
 	if !ok {
-		at, ok = d.past[name]
+		at, ok = d.past.find(name)
 	}
 	return ok && clock()-at < d.window
 }
@@ -281,26 +361,26 @@ func (d *memory) end(h hash, now time.Duration, handled bool) {
 		delete(d.busy, h)
 	}
 	if handled {
-		d.now[h] = now
+		d.now.put(h, now)
 	}
 }
 
 // turn forgets the older half when it is time. The caller holds mu.
 func (d *memory) turn(now time.Duration) {
 	old := now-d.since >= d.window
-	if !old && len(d.now) < maxRemembered/2 {
+	if !old && d.now.n < maxRemembered/2 {
 		return
 	}
 	if !old {
-		for _, at := range d.past {
-			if now-at < d.window {
+		for i := range d.past.slots {
+			if r := &d.past.slots[i]; r.name != (hash{}) && now-r.at < d.window {
 				d.lost++
 			}
 		}
 	}
-	if d.past == nil || old && now-d.since >= 2*d.window {
-		d.past = make(map[hash]time.Duration)
+	if old && now-d.since >= 2*d.window {
+		d.past = half{} // a burst long ago is no reason to keep so much memory
 	}
 	d.now, d.past, d.since = d.past, d.now, now
-	clear(d.now)
+	d.now.clear()
 }

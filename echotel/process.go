@@ -17,10 +17,16 @@ import (
 // the handler is told and goes on.
 func (t *Telemetry) middleware(next echo.Handler[any]) echo.Handler[any] {
 	last := new(atomic.Pointer[topic])
+	chance := newSampler(t.ratio)
 	return func(ctx context.Context, m echo.Message[any]) error {
-		if m.Headers == nil && !t.looks(ctx) {
+		if m.Headers == nil && !chance.looks(ctx) {
 			err := next(ctx, m)
-			p := processing{t: t, topic: t.topic(last, m.Topic, m.Group()), ctx: ctx, span: noSpan, n: 1}
+			tp := t.topic(last, m.Topic, m.Group())
+			if err == nil {
+				tp.processed.count.n.Add(1)
+				return nil
+			}
+			p := processing{t: t, topic: tp, ctx: ctx, span: noSpan, n: 1}
 			p.end(err)
 			return err
 		}

@@ -3,7 +3,6 @@ package echotel
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -19,23 +18,24 @@ import (
 // hook is around the publishing of one producer.
 func (t *Telemetry) hook(next echo.SendFunc) echo.SendFunc {
 	last := new(atomic.Pointer[topic])
+	chance := newSampler(t.ratio)
 	return func(ctx context.Context, name string, msgs []transport.Message) (int, error) {
 		switch tp := t.topic(last, name, ""); len(msgs) {
 		case 0:
 			return next(ctx, name, msgs)
 		case 1:
-			return t.publish(ctx, tp, msgs, next)
+			return t.publish(ctx, tp, msgs, next, chance)
 		default:
-			return t.publishBatch(ctx, tp, msgs, next)
+			return t.publishBatch(ctx, tp, msgs, next, chance)
 		}
 	}
 }
 
 // publish sends one message, in a span whose context it carries unless it has one.
-func (t *Telemetry) publish(ctx context.Context, tp *topic, msgs []transport.Message, next echo.SendFunc) (int, error) {
+func (t *Telemetry) publish(ctx context.Context, tp *topic, msgs []transport.Message, next echo.SendFunc, chance *sampler) (int, error) {
 	m := &msgs[0]
 	own := m.Header
-	if own == nil && !t.looks(ctx) {
+	if own == nil && !chance.looks(ctx) {
 		n, err := next(ctx, tp.name, msgs)
 		if n == 1 {
 			tp.stored.count.n.Add(1)
@@ -71,16 +71,10 @@ func (t *Telemetry) publish(ctx context.Context, tp *topic, msgs []transport.Mes
 // noSpan is the span of what is not looked at.
 var noSpan = trace.SpanFromContext(context.Background())
 
-// looks reports whether something is to be traced and timed that no message
-// says to be part of a trace.
-func (t *Telemetry) looks(ctx context.Context) bool {
-	return t.ratio >= 1 || rand.Float64() < t.ratio || trace.SpanContextFromContext(ctx).IsSampled()
-}
-
 // publishBatch sends messages in one span. Each carries the context of a span
 // of its own, if there are such spans, or the context of the one.
-func (t *Telemetry) publishBatch(ctx context.Context, tp *topic, msgs []transport.Message, next echo.SendFunc) (int, error) {
-	if !slices.ContainsFunc(msgs, func(m transport.Message) bool { return m.Header != nil }) && !t.looks(ctx) {
+func (t *Telemetry) publishBatch(ctx context.Context, tp *topic, msgs []transport.Message, next echo.SendFunc, chance *sampler) (int, error) {
+	if !slices.ContainsFunc(msgs, func(m transport.Message) bool { return m.Header != nil }) && !chance.looks(ctx) {
 		s := sending{t: t, topic: tp, total: len(msgs), ctx: ctx, span: noSpan}
 		s.n, s.err = next(ctx, tp.name, msgs)
 		s.end()
