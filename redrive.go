@@ -29,7 +29,8 @@ type Redriven struct {
 // which it died handles it, with all its attempts, and no other does.
 //
 // It returns when every dead letter that was there has been looked at, or ctx
-// ends; those that die meanwhile are for the next time. What it did not send home is as before. Several at a time share the work.
+// ends; those that die meanwhile are for the next time. What it did not send
+// home is as before. Several at a time share the work.
 func Redrive[M any](ctx context.Context, b *Bus, topic *Topic[M], filter func(Message[DeadLetter[M]]) bool, rate int) (Redriven, error) {
 	var done Redriven
 	err := redrive(ctx, b, DeadLetters(topic), filter, rate, &done)
@@ -76,7 +77,7 @@ func redrive[M any](ctx context.Context, b *Bus, dead *Topic[DeadLetter[M]], fil
 	r := &redriving[M]{
 		sub: sub, mover: mover, filter: filter, done: done, end: end,
 		c:    &Consumer[DeadLetter[M]]{core: &consumer{bus: b, topic: dead.name}, read: dead.read},
-		room: make([]transport.Message, 64), held: time.Now(),
+		room: make([]transport.Message, 64), held: time.Now(), last: time.Now(),
 	}
 	r.home, _ = transport.CutDead(dead.name)
 	if rate > 0 {
@@ -87,7 +88,8 @@ func redrive[M any](ctx context.Context, b *Bus, dead *Topic[DeadLetter[M]], fil
 		if err != nil {
 			return err
 		}
-		if g := info.Group(redriveGroup); g.Lag == 0 && g.Pending <= int64(len(r.kept)) {
+		// What nobody was given yet died since, once something came that did.
+		if g := info.Group(redriveGroup); (g.Lag == 0 || len(r.since) > 0) && g.Pending <= int64(len(r.kept)+len(r.since)) {
 			return nil
 		}
 		if over, err := r.some(ctx); over || err != nil {
@@ -125,14 +127,15 @@ type redriving[M any] struct {
 	next   time.Time     // when the next one may be
 	room   []transport.Message
 	kept   []transport.Receipt // held until the end, so that they do not come again
+	since  []transport.Receipt // of those that died since, in the same way
 	held   time.Time           // since when their leases are
+	last   time.Time           // when the last one came that died before
 	done   *Redriven
 }
 
 // some sees to the next dead letters. It is over when those that are left are
 // others' to see to: none came for longer than a lease.
 func (r *redriving[M]) some(ctx context.Context) (over bool, err error) {
-	until := time.Now().Add(redriveLease + 2*time.Second)
 	for {
 		if err := r.keep(ctx, nil); err != nil {
 			return false, err
@@ -148,39 +151,44 @@ func (r *redriving[M]) some(ctx context.Context) (over bool, err error) {
 					return false, err
 				}
 				if r.room[i].Position.Compare(r.end) > 0 {
-					return true, nil
+					r.since = append(r.since, r.room[i].Receipt())
+					continue
 				}
 				if err := r.one(ctx, &r.room[i]); err != nil {
 					return false, err
 				}
+				r.last = time.Now()
 			}
-			return false, nil
+			return r.late(), nil
 		case lost != nil:
 		case ctx.Err() != nil:
 			return false, context.Cause(ctx)
 		case !errors.Is(err, context.DeadlineExceeded):
 			return false, err
-		case time.Now().After(until):
+		case r.late():
 			return true, nil
 		}
 	}
 }
 
+// late reports whether those that are left are others' to see to.
+func (r *redriving[M]) late() bool { return time.Since(r.last) > redriveLease+2*time.Second }
+
 // keep extends the leases of what is kept, and of what is to be looked at, when
 // it is time.
 func (r *redriving[M]) keep(ctx context.Context, next []transport.Message) error {
 	e, ok := transport.As[transport.Extender](r.sub)
-	if !ok || len(r.kept)+len(next) == 0 || time.Since(r.held) < redriveLease/4 {
+	if !ok || len(r.kept)+len(r.since)+len(next) == 0 || time.Since(r.held) < redriveLease/4 {
 		return nil
 	}
 	r.held = time.Now()
-	rs := slices.Clone(r.kept)
+	rs := slices.Concat(r.kept, r.since)
 	for i := range next {
 		rs = append(rs, next[i].Receipt())
 	}
 	err := e.Extend(ctx, rs, 0)
 	if late, ok := errors.AsType[*transport.LeaseError](err); ok { // they come again
-		r.kept = slices.DeleteFunc(r.kept, late.Has)
+		r.kept, r.since = slices.DeleteFunc(r.kept, late.Has), slices.DeleteFunc(r.since, late.Has)
 		r.done.Kept = len(r.kept)
 		return nil
 	}

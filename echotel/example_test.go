@@ -170,3 +170,58 @@ func ExampleWithoutCreateSpans() {
 	printSpans(recorder)
 	// Output: send greetings: 0 links, status Unset
 }
+
+// What Observe tells is asked for whenever metrics are collected.
+func ExampleTelemetry_Observe() {
+	reader := metric.NewManualReader() // in place of an exporter
+	tel := echotel.New(echotel.WithMeterProvider(metric.NewMeterProvider(metric.WithReader(reader))))
+	ctx := context.Background()
+	bus := echo.New(tel.Options()...)
+	defer bus.Close(ctx)
+	stop, err := tel.Observe(bus, greetings.Name())
+	if err != nil {
+		panic(err)
+	}
+	defer stop()
+	if err := echo.NewProducer(bus, greetings).PublishBatch(ctx, []string{"hello", "hi"}); err != nil {
+		panic(err)
+	}
+
+	var all metricdata.ResourceMetrics
+	if err := reader.Collect(ctx, &all); err != nil {
+		panic(err)
+	}
+	for _, m := range all.ScopeMetrics[0].Metrics {
+		if g, ok := m.Data.(metricdata.Gauge[int64]); ok && m.Name == "messaging.echo.topic.messages" {
+			fmt.Println(m.Name, g.DataPoints[0].Value)
+		}
+	}
+	// Output: messaging.echo.topic.messages 2
+}
+
+// All messages are counted; those that are looked at are traced and timed.
+func ExampleWithSampleRatio() {
+	recorder := tracetest.NewSpanRecorder()
+	reader := metric.NewManualReader()
+	tel := echotel.New(
+		echotel.WithTracerProvider(sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorder))),
+		echotel.WithMeterProvider(metric.NewMeterProvider(metric.WithReader(reader))),
+		echotel.WithSampleRatio(0), // 0.01 for one in a hundred
+	)
+	bus := echo.New(tel.Options()...)
+	defer bus.Close(context.Background())
+	handleOne(bus, func(context.Context, echo.Message[string]) error { return nil })
+
+	fmt.Println(len(recorder.Ended()), "spans")
+	var all metricdata.ResourceMetrics
+	if err := reader.Collect(context.Background(), &all); err != nil {
+		panic(err)
+	}
+	for _, m := range all.ScopeMetrics[0].Metrics {
+		fmt.Println(m.Name)
+	}
+	// Unordered output:
+	// 0 spans
+	// messaging.client.sent.messages
+	// messaging.client.consumed.messages
+}
