@@ -354,8 +354,13 @@ func (l *lane) do() {
 		l.name = c.memory.hash(nameOf(&l.f.msgs[l.i]))
 	}
 	s.back, s.acked = false, false
-	if c.releasing.Load() > 0 && l.from == nil {
-		c.awaitReturns() // or this one might be begun, and those before it go back
+	if l.from == nil {
+		switch {
+		case l.r.receive.Err() != nil:
+			c.release() // of whoever stopped it that will be a moment later
+		case c.releasing.Load() > 0:
+			c.awaitReturns() // or this one might be begun, and those before it go back
+		}
 	}
 	switch {
 	case l.f.move(l.i, buffered, running):

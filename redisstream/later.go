@@ -1,6 +1,7 @@
 package redisstream
 
 import (
+	"container/heap"
 	"context"
 	"time"
 
@@ -18,18 +19,42 @@ func (t *Transport) DelaysMessages() bool { return t.cfg.format == format(native
 // topic remembers [WithRemembered] messages.
 func (t *Transport) DeduplicatesMessages() bool { return t.DelaysMessages() }
 
-// A topic for which nothing is known to be due is looked at so often.
+// A topic for which nothing is known to be due is looked at so often, as long as
+// somebody here subscribes to it.
 const dueEvery = 2 * time.Second
-
-// A topic that nobody here subscribes to any more, and in which nothing is due,
-// is looked at no more.
 
 // following is what a transport knows of what is due in a topic.
 type following struct {
+	topic string
 	at    time.Duration // when to look
 	users int           // subscriptions
-	busy  bool          // somebody looks
+	index int           // in the transport's looks; -1 while somebody looks
 	again bool          // something was said to be due since then
+}
+
+// looks orders what is followed by when to look.
+type looks []*following
+
+func (q looks) Len() int           { return len(q) }
+func (q looks) Less(a, b int) bool { return q[a].at < q[b].at }
+func (q looks) Swap(a, b int) {
+	q[a], q[b] = q[b], q[a]
+	q[a].index, q[b].index = a, b
+}
+
+func (q *looks) Push(x any) {
+	f := x.(*following)
+	f.index = len(*q)
+	*q = append(*q, f)
+}
+
+func (q *looks) Pop() any {
+	last := len(*q) - 1
+	f := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	f.index = -1
+	return f
 }
 
 // follow sees to it that what is due in a topic is moved to its stream, and
@@ -46,11 +71,18 @@ func (t *Transport) followAs(topic string, d time.Duration, users int) {
 	defer t.mu.Unlock()
 	f := t.later[topic]
 	if f == nil {
-		f = &following{at: at}
+		f = &following{topic: topic, at: at}
 		t.later[topic] = f
+		heap.Push(&t.looks, f)
 	}
 	f.users += users
-	f.at, f.again = min(f.at, at), true
+	f.again = true
+	if at < f.at {
+		f.at = at
+		if f.index >= 0 {
+			heap.Fix(&t.looks, f.index)
+		}
+	}
 	if !t.mover && !t.ended {
 		t.mover = true
 		t.work.Go(t.moveDue)
@@ -83,16 +115,13 @@ func (t *Transport) moveDue() {
 		now, next := clock(), time.Hour
 		t.mu.Lock()
 		var due []string
-		for topic, f := range t.later {
-			if f.busy {
-				continue
-			}
-			if f.at > now {
-				next = min(next, f.at-now)
-				continue
-			}
-			f.busy, f.again, f.at = true, false, now+dueEvery // unless something is said to be due sooner, from here on
-			due = append(due, topic)
+		for len(t.looks) > 0 && t.looks[0].at <= now {
+			f := heap.Pop(&t.looks).(*following)
+			f.again, f.at = false, now+dueEvery // unless something is said to be due sooner, from here on
+			due = append(due, f.topic)
+		}
+		if len(t.looks) > 0 {
+			next = t.looks[0].at - now
 		}
 		t.mu.Unlock()
 		for _, topic := range due {
@@ -126,7 +155,6 @@ func (t *Transport) moveDueOf(topic string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f := t.later[topic]
-	f.busy = false
 	if next < 0 {
 		if next = dueEvery; f.users == 0 && !f.again {
 			delete(t.later, topic)
@@ -134,6 +162,7 @@ func (t *Transport) moveDueOf(topic string) {
 		}
 	}
 	f.at = min(f.at, clock()+min(next, dueEvery))
+	heap.Push(&t.looks, f)
 	t.lookDue()
 }
 

@@ -99,6 +99,7 @@ type Transport struct {
 	keeper bool                  // retention is seen to
 	mover  bool                  // what is due is moved
 	later  map[string]*following // by topic
+	looks  looks                 // of later, but those under way
 	topics map[string]bool
 }
 

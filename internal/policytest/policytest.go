@@ -317,6 +317,7 @@ var retries = []promise{
 			time.Sleep(50 * time.Millisecond) // more are fetched
 			cancel()
 			require.NoError(b, <-done)
+			assert.Empty(b, begun, "after the stop")
 			r := newRecord()
 			running(b, subscribe(b, jobs, echo.WithGroup(group)), func(_ context.Context, m echo.Message[job]) error {
 				r.add(m)

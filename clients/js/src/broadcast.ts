@@ -101,6 +101,10 @@ export class Broadcast extends Sub<Message> {
 
   protected began(): void {}
 
+  protected pass(m: Message): void {
+    this.done(m);
+  }
+
   protected done(m: Message | GapError): void {
     const place = this.#byMessage.get(m);
     if (!place) return;

@@ -176,6 +176,18 @@ export class Group extends Sub<GroupDelivery> {
     this.#handedOut = d.n;
   }
 
+  protected pass(d: GroupDelivery): void {
+    this.began(d);
+    this.#insist(d, "ack", 0)
+      .catch((e: unknown) => {
+        if (!d.lost) this.host.report(asError(e));
+      })
+      .finally(() => {
+        d.kept = false;
+        this.#expect(d);
+      });
+  }
+
   protected async done(d: GroupDelivery | GapError, failed?: Error): Promise<void> {
     if (!(d instanceof GroupDelivery)) return;
     try {

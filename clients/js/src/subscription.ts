@@ -201,6 +201,8 @@ export abstract class Sub<M extends Message> implements Subscription<M> {
   protected abstract get handsOut(): boolean;
   /** A message is handed out. */
   protected abstract began(m: M): void;
+  /** A message is not to be handed out, and done with. */
+  protected abstract pass(m: M): void;
   /** Its handler is done, or whoever iterates asks for the next one. */
   protected abstract done(m: M | GapError, failed?: Error): void | Promise<void>;
   /** The link is down. */
@@ -347,6 +349,11 @@ export abstract class Sub<M extends Message> implements Subscription<M> {
         this.#gap(item.gap);
         continue;
       }
+      if (this.#passesBy(item.message)) {
+        this.queue.shift();
+        this.pass(item.message);
+        continue;
+      }
       if (this.#handler) {
         if (this.#running >= this.#concurrency) return;
         this.queue.shift();
@@ -359,6 +366,14 @@ export abstract class Sub<M extends Message> implements Subscription<M> {
         taker({ done: false, value: item.message });
       }
     }
+  }
+
+  /** Whether a message was sent home for another group, or its time to live is over. Dead letters are for all, at any time. */
+  #passesBy({ topic, header }: M): boolean {
+    if (/.\.dead$/.test(topic)) return false;
+    const wanted = header["echo-for"];
+    const expires = header["echo-expires"];
+    return (wanted !== undefined && wanted !== (this.group ?? "")) || (expires !== undefined && /^[+-]?\d+$/.test(expires) && Number(expires) <= Date.now());
   }
 
   async #handle(handler: Handler<M>, m: M): Promise<void> {

@@ -71,6 +71,42 @@ test("a handler that fails has the message again after the delay, and all is set
   await sleep(50);
 });
 
+test("what expired, or was sent home for another group, is done with and handed to nobody", async (t) => {
+  const server = await serve(t);
+  const echo = client(t, server.url);
+  const topic = echo.topic("t");
+  const subscriptions = [
+    [{ group: "g" }, ["ours", "later", "whenever", "plain"]],
+    [{ group: "h" }, ["others", "later", "whenever", "plain"]],
+    [{}, ["later", "whenever", "plain"]],
+  ];
+  const got = subscriptions.map(() => []);
+  const subs = subscriptions.map(([o], i) => topic.subscribe(o, (m) => void got[i].push(m.value)));
+  const iterated = [];
+  const loop = (async () => {
+    for await (const m of topic.subscribe({ group: "i" })) {
+      iterated.push(m.value);
+      await m.ack();
+      if (m.value === "plain") return;
+    }
+  })();
+  await Promise.all(subs.map((s) => s.ready));
+  await topic.publish("expired", { header: { "echo-expires": String(Date.now() - 1) } });
+  await topic.publish("ours", { header: { "echo-for": "g" } });
+  await topic.publish("others", { header: { "echo-for": "h" } });
+  await topic.publish("later", { header: { "echo-expires": String(Date.now() + 60_000) } });
+  await topic.publish("whenever", { header: { "echo-expires": "soon" } });
+  await topic.publish("plain");
+  await until("the last one came", () => got.every((values) => values.at(-1) === "plain"));
+  await loop;
+  subscriptions.forEach(([, want], i) => assert.deepEqual(got[i], want));
+  assert.deepEqual(iterated, ["later", "whenever", "plain"]);
+  await subs[0].close();
+  const rest = topic.subscribe({ group: "g" }, (m) => assert.fail(`${m.value} was not acknowledged`));
+  await rest.ready;
+  await sleep(50);
+});
+
 test("the lease goes on while a handler runs, and for what waits behind it", async (t) => {
   const server = await serve(t);
   const echo = client(t, server.url);
