@@ -53,7 +53,9 @@ func TestConformanceWithLeastRights(t *testing.T) {
 	server := redistest.Start(t, redistest.WithACL(file))
 	o := server.Options()
 	o.Username, o.Password = "echo", "change-me"
-	transporttest.Run(t, func(t testing.TB) transport.Transport { return fresh(o) })
+	open := func(t testing.TB) transport.Transport { return fresh(o) }
+	transporttest.Run(t, open)
+	t.Run("policies", func(t *testing.T) { policytest.Run(t, open) })
 
 	client := redis.NewClient(o)
 	defer client.Close()
@@ -67,11 +69,13 @@ func TestConformanceWithLeastRights(t *testing.T) {
 
 func TestConformanceOnCluster(t *testing.T) {
 	cluster := redistest.StartCluster(t, 3)
-	transporttest.Run(t, func(t testing.TB) transport.Transport {
+	open := func(t testing.TB) transport.Transport {
 		client := redis.NewClusterClient(cluster.Options())
 		defer client.Close()
 		return redisstream.New(client, redisstream.WithPrefix(prefix()))
-	})
+	}
+	transporttest.Run(t, open)
+	t.Run("policies", func(t *testing.T) { policytest.Run(t, open) })
 }
 
 func TestConformanceWithTLS(t *testing.T) {
@@ -95,5 +99,7 @@ func TestConformanceOverABadNetwork(t *testing.T) {
 	proxy, o := proxied(t, shared)
 	proxy.Delay(200*time.Microsecond, time.Millisecond)
 	proxy.Chunk(700)
-	transporttest.Run(t, func(t testing.TB) transport.Transport { return fresh(o) })
+	open := func(t testing.TB) transport.Transport { return fresh(o) }
+	transporttest.Run(t, open)
+	t.Run("policies", func(t *testing.T) { policytest.Run(t, open) })
 }

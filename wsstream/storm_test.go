@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
@@ -49,8 +50,8 @@ func TestStormOfReconnects(t *testing.T) {
 		for i := range clients {
 			turns <- struct{}{}
 			work.Go(func() {
+				defer func() { <-turns }() // also of one that fails
 				f(i)
-				<-turns
 			})
 		}
 		work.Wait()
@@ -64,6 +65,7 @@ func TestStormOfReconnects(t *testing.T) {
 	}
 	// read reads messages from, up to the one numbered to, and returns the last position.
 	read := func(c *raw, from, to int) (pos string) {
+		c.SetDeadline(time.Now().Add(30 * time.Second)) // it was opened long ago
 		for from < to {
 			frames := c.hear()
 			for i, f := range frames {
