@@ -218,3 +218,53 @@ func TestLargeMessagesThatAreDueAtOnceTakeTheServerNoTime(t *testing.T) {
 	}
 	assert.Less(t, calls, n+100, "each is read once")
 }
+
+// What is due is moved once, however many look after it, come and go; what was
+// due while nobody was there comes late.
+func TestManyMoversLoseAndDoubleNothing(t *testing.T) {
+	server := redistest.Start(t)
+	opened := func() *redisstream.Transport {
+		tr := fresh(server.Options(), redisstream.WithPrefix("p"))
+		t.Cleanup(func() { tr.Close() })
+		_, err := tr.Subscribe(t.Context(), "t", transport.Options{Group: "g"})
+		require.NoError(t, err)
+		return tr
+	}
+	const n = 3000
+	first := opened()
+	begin := time.Now()
+	for i := range n / 100 {
+		var msgs []transport.Message
+		for k := range 100 {
+			msgs = append(msgs, with(fmt.Sprint("m", 100*i+k), &transport.Terms{Due: begin.Add(200*time.Millisecond + time.Duration(100*i+k)*time.Millisecond)}))
+		}
+		_, err := first.Send(t.Context(), "t", msgs)
+		require.NoError(t, err)
+	}
+	var looking []*redisstream.Transport
+	for time.Since(begin) < 1500*time.Millisecond { // they come and go while it is moved
+		looking = append(looking, opened())
+		if len(looking) > 5 {
+			require.NoError(t, looking[0].Close())
+			looking = looking[1:]
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	for _, tr := range append(looking, first) {
+		require.NoError(t, tr.Close())
+	}
+	late := inspect(t, fresh(server.Options(), redisstream.WithPrefix("p")), "t").Delayed
+	assert.Greater(t, late, int64(n/4), "they are due while nobody is there")
+	time.Sleep(time.Until(begin.Add(200*time.Millisecond + n*time.Millisecond)))
+	client := server.Client()
+	for range 5 {
+		opened()
+	}
+	require.Eventually(t, func() bool { return client.ZCard(t.Context(), "p:{t}:later").Val() == 0 }, 20*time.Second, 10*time.Millisecond)
+	ids := map[any]int{}
+	for _, entry := range client.XRange(t.Context(), "p:{t}", "-", "+").Val() {
+		ids[fmt.Sprint(entry.Values)]++
+	}
+	assert.EqualValues(t, n, client.XLen(t.Context(), "p:{t}").Val())
+	assert.Len(t, ids, n, "each once")
+}
