@@ -154,16 +154,37 @@ func (d *Draining) Send(ctx context.Context, topic string, msgs []transport.Mess
 	return n, err
 }
 
-// reply sends replies by both ways. One that took them all is enough.
+// replyGrace is how long one way may take when the other one has a reply.
+const replyGrace = time.Second
+
+// reply sends replies by both ways at a time. One that takes them all is enough:
+// the other one, which may be gone for good, has a moment more.
 func (d *Draining) reply(ctx context.Context, topic string, msgs []transport.Message) (int, error) {
-	n, err := d.old.Send(ctx, topic, slices.Clone(msgs))
-	k, again := d.new.Send(ctx, topic, msgs)
-	if k == len(msgs) {
-		err = nil
-	} else if n < len(msgs) {
-		err = errors.Join(err, again)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type outcome struct {
+		n   int
+		err error
 	}
-	return max(n, k), err
+	outcomes := make(chan outcome, 2)
+	for _, to := range []transport.Transport{d.old, d.new} {
+		go func() {
+			n, err := to.Send(ctx, topic, slices.Clone(msgs))
+			outcomes <- outcome{n, err}
+		}()
+	}
+	most, errs := 0, error(nil)
+	for range 2 {
+		o := <-outcomes
+		most, errs = max(most, o.n), errors.Join(errs, o.err)
+		if o.n == len(msgs) {
+			defer time.AfterFunc(replyGrace, cancel).Stop()
+		}
+	}
+	if most == len(msgs) {
+		errs = nil
+	}
+	return most, errs
 }
 
 // Close closes both transports.
