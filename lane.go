@@ -28,6 +28,7 @@ type lane struct {
 
 	queue *queue // else: messages with keys that are this lane's
 	taken []item // out of it
+	begun int    // of these
 	open  bool   // there may be messages for any lane
 
 	lines  map[string]*line // by key
@@ -191,16 +192,18 @@ func (l *lane) begin(f *fetch) {
 // dequeue takes the next message that the dispatcher gave. It returns without
 // one when a line is due, which it may be already.
 func (l *lane) dequeue(due bool) (ok, end bool) {
-	if l.queue != nil && len(l.taken) == 0 {
+	if l.queue != nil && l.begun == len(l.taken) {
+		clear(l.taken)
 		var closed bool
+		l.begun = 0
 		if l.taken, closed = l.queue.take(l.taken); closed {
 			l.queue = nil
 		}
 	}
 	switch {
-	case len(l.taken) > 0:
-		l.item, l.taken = l.taken[0], l.taken[1:]
-		ok = true
+	case l.begun < len(l.taken):
+		l.item, ok = l.taken[l.begun], true
+		l.begun++
 	case l.queue == nil && !l.open:
 		return false, true
 	default:

@@ -195,10 +195,12 @@ func plain(err error) (same error) {
 			same = fmt.Errorf("an error of type %T, which panics: %v", err, p)
 		}
 	}()
-	errors.Is(err, nil)
-	errors.AsType[*rejection](err)
+	errors.AsType[nothing](err) // which looks at all that it wraps
 	return err
 }
+
+// nothing is no error that there is.
+type nothing struct{ error }
 
 // judge decides what becomes of a message after an attempt failed: it is dead
 // for a reason, or due again after a wait.
