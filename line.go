@@ -1,0 +1,133 @@
+package echo
+
+import (
+	"container/heap"
+	"time"
+
+	"github.com/echobus/echo/transport"
+)
+
+// line is a message that waits to be tried again, and those behind it, each a
+// fetch of its own.
+type line struct {
+	key    string
+	items  []*fetch
+	at     time.Duration // when the first one is due
+	index  int           // in the lane's due
+	dead   error         // why the first one is a dead letter, though nobody took it yet
+	afresh bool          // the first one waits, and that was no attempt
+	named  bool          // the memory of the consumer knows that the first one is being handled
+}
+
+// lineQueue orders lines by time.
+type lineQueue []*line
+
+func (q lineQueue) Len() int           { return len(q) }
+func (q lineQueue) Less(a, b int) bool { return q[a].at < q[b].at }
+func (q lineQueue) Swap(a, b int) {
+	q[a], q[b] = q[b], q[a]
+	q[a].index, q[b].index = a, b
+}
+func (q *lineQueue) Push(x any) {
+	l := x.(*line)
+	l.index = len(*q)
+	*q = append(*q, l)
+}
+func (q *lineQueue) Pop() any {
+	last := len(*q) - 1
+	x := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	return x
+}
+
+// stands puts the message under way into the line of its key, if there is one.
+func (l *lane) stands() bool {
+	if len(l.lines) == 0 {
+		return false
+	}
+	line := l.lines[l.f.msgs[l.i].Key]
+	if line == nil {
+		return false
+	}
+	own := l.r.c.split(l.f, l.i, buffered, buffered, l)
+	if own == nil {
+		return false
+	}
+	line.items = append(line.items, own)
+	l.inLine++
+	l.left()
+	return true
+}
+
+// advance takes the first one out of a line.
+func (l *lane) advance(from *line) {
+	l.rs = l.r.c.retire(from.items[0], l.rs)
+	l.inLine--
+	from.items[0] = nil
+	if from.items = from.items[1:]; len(from.items) > 0 {
+		from.at, from.dead, from.afresh, from.named = clock(), nil, false, false
+		heap.Fix(&l.due, from.index)
+		return
+	}
+	heap.Remove(&l.due, from.index)
+	if from.key != "" {
+		delete(l.lines, from.key)
+	}
+}
+
+// abandon gives back what is in lines: those that were not begun as they are.
+func (l *lane) abandon() {
+	if l.alarm != nil {
+		l.alarm.Stop()
+	}
+	c := l.r.c
+	var fresh []transport.Receipt
+	for _, from := range l.due {
+		for k, f := range from.items {
+			l.item = item{f, 0}
+			switch {
+			case f.move(0, buffered, gone), k == 0 && from.afresh && f.move(0, waiting, gone):
+				fresh = append(fresh, f.msgs[0].Receipt())
+			case !f.move(0, waiting, running):
+			case from.key != "": // whoever goes on begins with it
+				l.giveBack(0)
+			default:
+				l.giveBack(max(0, from.at-clock()))
+			}
+		}
+		if from.named {
+			c.memory.end(c.memory.hash(nameOf(&from.items[0].msgs[0])), 0, false)
+		}
+	}
+	l.due, l.lines = nil, nil
+	c.giveBack(fresh)
+}
+
+// wait lets the message under way be tried again here after d, and returns the
+// line at whose head it is, nil if it is the lane's no more. dead is why it is a
+// dead letter; afresh says that this was no attempt.
+func (l *lane) wait(d time.Duration, dead error, afresh bool) *line {
+	at := clock() + min(max(d, time.Millisecond), forever) // others get a turn
+	if w := l.from; w != nil {
+		if !l.r.c.renew(l.f) {
+			return nil
+		}
+		w.at, w.dead, w.afresh = at, dead, afresh
+		return w
+	}
+	own := l.r.c.split(l.f, l.i, running, waiting, l)
+	if own == nil {
+		return nil
+	}
+	w := &line{key: own.msgs[0].Key, items: []*fetch{own}, at: at, dead: dead, afresh: afresh}
+	l.inLine++
+	heap.Push(&l.due, w)
+	if w.key != "" {
+		if l.lines == nil {
+			l.lines = make(map[string]*line)
+		}
+		l.lines[w.key] = w
+	}
+	return w
+}
