@@ -340,25 +340,11 @@ func TestTenThousandIdleTopicsAreCheap(t *testing.T) {
 	}
 }
 
-// hung is a transport that settles nothing until it is told to give up.
-type hung struct{ transport.Transport }
-
-func (h hung) Unwrap() transport.Transport { return h.Transport }
-func (h hung) Subscribe(ctx context.Context, topic string, o transport.Options) (transport.Subscription, error) {
-	s, err := h.Transport.Subscribe(ctx, topic, o)
-	return hungSub{s}, err
-}
-
-type hungSub struct{ transport.Subscription }
-
-func (s hungSub) Unwrap() transport.Subscription { return s.Subscription }
-func (s hungSub) Ack(ctx context.Context, _ []transport.Receipt) error {
-	<-ctx.Done()
-	return ctx.Err()
-}
-
 func TestCloseEndsSoonAfterItsContextThoughTheTransportHangs(t *testing.T) {
-	bus := echo.New(echo.WithTransport(hung{memstream.New()}))
+	bus := echo.New(echo.WithTransport(&hooked{Transport: memstream.New(), ack: func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}}))
 	topic := echo.NewTopic[int]("t")
 	c := subscribe(t, bus, topic, echo.WithGroup("g"), echo.WithConcurrency(4))
 	publish(t, bus, topic, 0, 1, 2, 3, 4, 5, 6, 7) // one is handled, three are, and four wait
@@ -419,48 +405,28 @@ func TestCloseWithAContextThatHasEndedAcknowledgesWhatWasHandled(t *testing.T) {
 	}
 }
 
-// late is a transport whose subscriptions take their time.
-type late struct {
-	transport.Transport
-	begun, goOn chan struct{}
-	closed      *atomic.Int32
-}
-
-func (l late) Unwrap() transport.Transport { return l.Transport }
-
-func (l late) Subscribe(ctx context.Context, topic string, opts transport.Options) (transport.Subscription, error) {
-	sub, err := l.Transport.Subscribe(ctx, topic, opts)
-	close(l.begun)
-	<-l.goOn
-	return lateSub{sub, l.closed}, err
-}
-
-type lateSub struct {
-	transport.Subscription
-	closed *atomic.Int32
-}
-
-func (s lateSub) Unwrap() transport.Subscription { return s.Subscription }
-
-func (s lateSub) Close() error {
-	s.closed.Add(1)
-	return s.Subscription.Close()
-}
-
 func TestASubscriptionThatOpensWhileTheBusClosesIsClosed(t *testing.T) {
-	l := late{transport.KeepOpen(memstream.New()), make(chan struct{}), make(chan struct{}), new(atomic.Int32)}
-	bus := echo.New(echo.WithTransport(l))
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	var closed atomic.Int32
+	bus := echo.New(echo.WithTransport(&hooked{
+		Transport: transport.KeepOpen(memstream.New()),
+		subscribed: func() {
+			close(begun)
+			<-goOn
+		},
+		closed: func() { closed.Add(1) },
+	}))
 	failed := make(chan error, 1)
 	go func() {
 		_, err := echo.Subscribe(context.Background(), bus, echo.NewTopic[int]("t"))
 		failed <- err
 	}()
-	<-l.begun
+	<-begun
 	_, err := bus.Close(t.Context())
 	require.NoError(t, err)
-	close(l.goOn)
+	close(goOn)
 	require.ErrorIs(t, <-failed, echo.ErrClosed)
-	require.EqualValues(t, 1, l.closed.Load())
+	require.EqualValues(t, 1, closed.Load())
 }
 
 // stuck is a transport that takes one message and then waits for its end.

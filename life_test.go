@@ -268,38 +268,21 @@ func TestAHandleOfAnEarlierAttemptSettlesNothing(t *testing.T) {
 	assert.EqualValues(t, 5, c.Stats().Failed)
 }
 
-// failing is a transport that acknowledges nothing for a while.
-type failing struct {
-	transport.Transport
-	acks atomic.Int32 // that fail
-	slow time.Duration
-}
-
-func (f *failing) Unwrap() transport.Transport { return f.Transport }
-func (f *failing) Subscribe(ctx context.Context, topic string, o transport.Options) (transport.Subscription, error) {
-	s, err := f.Transport.Subscribe(ctx, topic, o)
-	return failingSub{s, f}, err
-}
-
-type failingSub struct {
-	transport.Subscription
-	f *failing
-}
-
-func (s failingSub) Unwrap() transport.Subscription { return s.Subscription }
-func (s failingSub) Ack(ctx context.Context, rs []transport.Receipt) error {
-	if s.f.acks.Add(-1) >= 0 {
-		time.Sleep(s.f.slow)
+// failing is a transport whose first acknowledgements fail, each after a while.
+func failing(n int32, slow time.Duration, opts ...memstream.Option) transport.Transport {
+	var acks atomic.Int32
+	return &hooked{Transport: memstream.New(opts...), ack: func(context.Context) error {
+		if acks.Add(1) > n {
+			return nil
+		}
+		time.Sleep(slow)
 		return errors.New("connection reset")
-	}
-	return s.Subscription.(transport.Acker).Ack(ctx, rs)
+	}}
 }
 
 func TestAMessageIsGivenUpOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &failing{Transport: memstream.New()}
-		f.acks.Store(5)
-		bus := newBus(t, echo.WithTransport(f))
+		bus := newBus(t, echo.WithTransport(failing(5, 0)))
 		c := subscribe(t, bus, texts)
 		running(t, c, func(context.Context, echo.Message[string]) error { return echo.Reject(errOops) })
 		say(t, bus, "", "x")
@@ -310,9 +293,7 @@ func TestAMessageIsGivenUpOnce(t *testing.T) {
 
 func TestAMessageWhoseOwnAcknowledgementFailsIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &failing{Transport: memstream.New(memstream.WithLease(10 * time.Minute)), slow: time.Second}
-		f.acks.Store(1)
-		bus := newBus(t, echo.WithTransport(f))
+		bus := newBus(t, echo.WithTransport(failing(1, time.Second, memstream.WithLease(10*time.Minute))))
 		c := subscribe(t, bus, texts, echo.WithGroup("g"), echo.WithRetry(echo.Retry{Attempts: 3, Table: []time.Duration{time.Millisecond}}))
 		again := make(chan time.Time, 1)
 		begin := time.Now()
@@ -385,28 +366,13 @@ func TestALetterSentHomeForAnotherGroupDoesNotDieInOurs(t *testing.T) {
 	})
 }
 
-// slow is a transport that takes its time to release.
-type slow struct{ transport.Transport }
-
-func (s slow) Unwrap() transport.Transport { return s.Transport }
-func (s slow) Subscribe(ctx context.Context, topic string, o transport.Options) (transport.Subscription, error) {
-	sub, err := s.Transport.Subscribe(ctx, topic, o)
-	return slowSub{sub}, err
-}
-
-type slowSub struct{ transport.Subscription }
-
-func (s slowSub) Unwrap() transport.Subscription { return s.Subscription }
-func (s slowSub) Release(ctx context.Context, rs []transport.Receipt) error {
-	if len(rs) == 1 {
-		time.Sleep(2 * time.Millisecond)
-	}
-	return s.Subscription.(transport.Releaser).Release(ctx, rs)
-}
-
 func TestPausesInARowKeepTheOrderOfKeys(t *testing.T) {
 	for _, concurrency := range []int{1, 2} {
-		bus := newBus(t, echo.WithTransport(slow{memstream.New()}))
+		bus := newBus(t, echo.WithTransport(&hooked{Transport: memstream.New(), release: func(rs []transport.Receipt) {
+			if len(rs) == 1 { // as that of one lane
+				time.Sleep(2 * time.Millisecond)
+			}
+		}}))
 		numbers := echo.NewTopic[int]("n")
 		c := subscribe(t, bus, numbers, echo.WithGroup("g"), echo.WithConcurrency(concurrency))
 		var mu sync.Mutex

@@ -85,3 +85,53 @@ func shared(t testing.TB, opts ...memstream.Option) (one, two *echo.Bus) {
 	t.Cleanup(func() { mem.Close() })
 	return newBus(t, echo.WithTransport(transport.KeepOpen(mem))), newBus(t, echo.WithTransport(transport.KeepOpen(mem)))
 }
+
+// hooked is a transport with functions that are called before something is done,
+// which is not done if they return an error. None of them need be there.
+type hooked struct {
+	transport.Transport
+	subscribed func()
+	ack        func(ctx context.Context) error
+	release    func(rs []transport.Receipt)
+	closed     func()
+}
+
+func (h *hooked) Unwrap() transport.Transport { return h.Transport }
+
+func (h *hooked) Subscribe(ctx context.Context, topic string, o transport.Options) (transport.Subscription, error) {
+	s, err := h.Transport.Subscribe(ctx, topic, o)
+	if h.subscribed != nil {
+		h.subscribed()
+	}
+	return hookedSub{s, h}, err
+}
+
+type hookedSub struct {
+	transport.Subscription
+	h *hooked
+}
+
+func (s hookedSub) Unwrap() transport.Subscription { return s.Subscription }
+
+func (s hookedSub) Ack(ctx context.Context, rs []transport.Receipt) error {
+	if s.h.ack != nil {
+		if err := s.h.ack(ctx); err != nil {
+			return err
+		}
+	}
+	return s.Subscription.(transport.Acker).Ack(ctx, rs)
+}
+
+func (s hookedSub) Release(ctx context.Context, rs []transport.Receipt) error {
+	if s.h.release != nil {
+		s.h.release(rs)
+	}
+	return s.Subscription.(transport.Releaser).Release(ctx, rs)
+}
+
+func (s hookedSub) Close() error {
+	if s.h.closed != nil {
+		s.h.closed()
+	}
+	return s.Subscription.Close()
+}
