@@ -260,7 +260,10 @@ func (l *lane) do() {
 		l.name = c.memory.hash(nameOf(&l.f.msgs[l.i]))
 	}
 	s.back, s.acked = false, false
-	if l.from == nil {
+	if l.from != nil && c.paused.Load() != nil && l.yield() {
+		return
+	}
+	if l.f.state(l.i) == buffered {
 		switch {
 		case l.r.receive.Err() != nil:
 			c.release() // of whoever stopped it that will be a moment later
@@ -278,10 +281,6 @@ func (l *lane) do() {
 		l.passed(false, nil)
 		return
 	}
-	if l.from != nil && c.paused.Load() != nil && l.yield() {
-		l.passed(false, nil)
-		return
-	}
 	switch l.err = l.barred(); l.err {
 	case nil:
 		l.call()
@@ -292,23 +291,6 @@ func (l *lane) do() {
 		return
 	}
 	l.conclude()
-}
-
-// yield gives back the message under way, the first one of a line, if the
-// consumer is still paused.
-func (l *lane) yield() bool {
-	c := l.r.c
-	c.returning.RLock()
-	defer c.returning.RUnlock()
-	if c.paused.Load() == nil {
-		return false
-	}
-	if !l.from.afresh {
-		l.giveBack(0)
-	} else if l.f.move(l.i, running, gone) {
-		c.untake(l.f.msgs[l.i : l.i+1])
-	}
-	return true
 }
 
 // barred returns why the handler is not to be called.

@@ -76,32 +76,61 @@ func (l *lane) advance(from *line) {
 	}
 }
 
-// abandon gives back what is in lines: those that were not begun as they are.
+// yield gives back the line whose turn it is, if the consumer is still paused:
+// all of it, as what stands behind must not be begun before its head.
+func (l *lane) yield() bool {
+	c, from := l.r.c, l.from
+	c.returning.RLock()
+	defer c.returning.RUnlock()
+	if c.paused.Load() == nil {
+		return false
+	}
+	c.giveBack(l.dissolve(from))
+	heap.Remove(&l.due, from.index)
+	if from.key != "" {
+		delete(l.lines, from.key)
+	}
+	l.inLine -= len(from.items)
+	for _, f := range from.items {
+		l.rs = c.retire(f, l.rs)
+	}
+	l.from, l.named = nil, false
+	return true
+}
+
+// abandon gives back what is in lines.
 func (l *lane) abandon() {
 	if l.alarm != nil {
 		l.alarm.Stop()
 	}
-	c := l.r.c
 	var fresh []transport.Receipt
 	for _, from := range l.due {
-		for k, f := range from.items {
-			l.item = item{f, 0}
-			switch {
-			case f.move(0, buffered, gone), k == 0 && from.afresh && f.move(0, waiting, gone):
-				fresh = append(fresh, f.msgs[0].Receipt())
-			case !f.move(0, waiting, running):
-			case from.key != "": // whoever goes on begins with it
-				l.giveBack(0)
-			default:
-				l.giveBack(max(0, from.at-clock()))
-			}
-		}
-		if from.named {
-			c.memory.end(c.memory.hash(nameOf(&from.items[0].msgs[0])), 0, false)
-		}
+		fresh = append(fresh, l.dissolve(from)...)
 	}
 	l.due, l.lines = nil, nil
-	c.giveBack(fresh)
+	l.r.c.giveBack(fresh)
+}
+
+// dissolve gives back the head of a line, and returns what of it was not begun,
+// to be given back as it is.
+func (l *lane) dissolve(from *line) (fresh []transport.Receipt) {
+	c := l.r.c
+	for k, f := range from.items {
+		l.item = item{f, 0}
+		switch {
+		case f.move(0, buffered, gone), k == 0 && from.afresh && f.move(0, waiting, gone):
+			fresh = append(fresh, f.msgs[0].Receipt())
+		case !f.move(0, waiting, running):
+		case from.key != "": // whoever goes on begins with it
+			l.giveBack(0)
+		default:
+			l.giveBack(max(0, from.at-clock()))
+		}
+	}
+	if from.named {
+		c.memory.end(c.memory.hash(nameOf(&from.items[0].msgs[0])), 0, false)
+	}
+	return fresh
 }
 
 // wait lets the message under way be tried again here after d, and returns the
