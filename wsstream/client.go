@@ -47,6 +47,7 @@ type Transport struct {
 	ctx    context.Context // until Close
 	cancel context.CancelFunc
 	work   sync.WaitGroup
+	asking chan struct{} // holds a token for each question under way
 
 	mu       sync.Mutex // guards the rest
 	link     *clientLink
@@ -146,7 +147,8 @@ func Dial(ctx context.Context, url string, opts ...DialOption) (*Transport, erro
 	if err := errors.Join(append(cfg.errs, checkURL(url))...); err != nil {
 		return nil, fmt.Errorf("wsstream: %w", err)
 	}
-	t := &Transport{url: url, cfg: cfg, up: make(chan struct{}), change: make(chan struct{}), subs: make(map[uint64]clientSub), calls: make(map[uint64]*call), pings: make(map[uint64]chan struct{})}
+	t := &Transport{url: url, cfg: cfg, up: make(chan struct{}), change: make(chan struct{}), subs: make(map[uint64]clientSub), calls: make(map[uint64]*call), pings: make(map[uint64]chan struct{}),
+		asking: make(chan struct{}, inspectsMost)}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	failed := make(chan error, 1)
 	t.work.Go(func() { t.run(failed) })

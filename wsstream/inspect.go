@@ -70,7 +70,8 @@ func (t *Transport) Topics(ctx context.Context, pattern string) (names []string,
 	return names, err
 }
 
-// inspectsMost is how many questions of a link are under way at a time.
+// inspectsMost is how many questions of a link are under way at a time. Clients
+// keep to it.
 const inspectsMost = 4
 
 // answering answers a question with what f finds out, as JSON.
@@ -80,26 +81,11 @@ func (c *conn) answering(f *frame, find func(context.Context) (any, error)) bool
 		c.inspects.Add(-1)
 		return c.refuse(f, CodeTooMany, "too many questions at a time")
 	}
-	fail := func(err error) {
-		c.out.send(frame{Type: frameErr, Rid: rid, Code: subCode(err), Text: subText(err)})
-	}
 	c.spawn(func() {
-		defer c.inspects.Add(-1)
-		ctx, cancel := context.WithTimeout(c.h.ctx, c.h.cfg.sendFor)
-		defer cancel()
-		end, ok := c.h.inspects.begin(ctx)
-		if !ok {
-			fail(&Error{Code: CodeOverloaded})
-			return
-		}
-		defer end()
-		v, err := find(ctx)
-		if err != nil {
-			fail(err)
-			return
-		}
-		data, _ := json.Marshal(v)
-		c.out.send(frame{Type: frameInfo, Rid: rid, Media: "application/json", Data: data})
+		answer := c.answer(find)
+		answer.Rid = rid
+		c.inspects.Add(-1) // before the answer, after which there is room for another question
+		c.out.send(answer)
 	})
 	return true
 }
@@ -117,6 +103,12 @@ func (t *Transport) Inspect(ctx context.Context, topic string) (transport.Info, 
 
 // askJSON asks until there is an answer, and reads it into v.
 func (t *Transport) askJSON(ctx context.Context, f frame, v any) error {
+	select {
+	case t.asking <- struct{}{}:
+		defer func() { <-t.asking }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	for {
 		data, err := t.ask(ctx, f)
 		if errors.Is(err, errLinkLost) {
@@ -201,4 +193,21 @@ func (t *Transport) ponged(n uint64) {
 		delete(t.pings, n)
 		close(answer)
 	}
+}
+
+// answer is what find finds out, or why it does not.
+func (c *conn) answer(find func(context.Context) (any, error)) frame {
+	ctx, cancel := context.WithTimeout(c.h.ctx, c.h.cfg.sendFor)
+	defer cancel()
+	end, ok := c.h.inspects.begin(ctx)
+	if !ok {
+		return frame{Type: frameErr, Code: CodeOverloaded}
+	}
+	defer end()
+	v, err := find(ctx)
+	if err != nil {
+		return frame{Type: frameErr, Code: subCode(err), Text: subText(err)}
+	}
+	data, _ := json.Marshal(v)
+	return frame{Type: frameInfo, Media: "application/json", Data: data}
 }

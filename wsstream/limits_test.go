@@ -155,6 +155,19 @@ func TestPublishesAreBounded(t *testing.T) {
 	require.Equal(t, map[any]int{"ok": 5, 306.: 2}, codes)
 }
 
+// Who keeps to the bound is never beyond it: there is room as soon as there is an answer.
+func TestAnAnswerMakesRoomForAnotherPublish(t *testing.T) {
+	mem := memstream.New()
+	t.Cleanup(func() { mem.Close() })
+	addr, _ := serveOver(t, mem, wsstream.WithMaxPublish(1))
+	c := openRaw(t, addr, "echo.v1+json")
+	c.hello()
+	for i := range 3000 {
+		c.say(fmt.Sprintf(`{"t":"pub","rid":%d,"topic":"t","id":"%d"}`, i+1, i))
+		require.Equal(t, "pubok", c.hear()[0]["t"], "publish %d", i)
+	}
+}
+
 // Who is kicked at one node is at all, at once.
 func TestKickAtEveryNode(t *testing.T) {
 	mem := memstream.New()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,6 +54,24 @@ func TestWhoConsumesMayPutMessagesAmongTheDeadLettersAndNowhereElse(t *testing.T
 	c.say(`{"t":"unsub","rid":6,"sid":1}`)
 	c.expect("ok")
 	assert.Equal(t, []any{2.0}, move(7, "t.dead", "[2]")["ns"], "after the end nothing is held")
+}
+
+// However many ask at once, all are answered.
+func TestManyInspectAtOnce(t *testing.T) {
+	addr, _, mem := serve(t)
+	send(t, mem, "t", "m")
+	tr := dial(t, "ws://"+addr)
+	var asking sync.WaitGroup
+	for range 50 {
+		asking.Go(func() {
+			for range 50 {
+				i, err := tr.Inspect(t.Context(), "t")
+				assert.NoError(t, err)
+				assert.EqualValues(t, 1, i.Messages)
+			}
+		})
+	}
+	asking.Wait()
 }
 
 func TestRepliesTakeTheRightToPublish(t *testing.T) {

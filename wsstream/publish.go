@@ -74,9 +74,10 @@ const (
 type publishing struct {
 	c     *conn
 	queue []publish
-	load  load // of what is not answered yet
+	load  load // of what is under way, which an answer makes room for
+	open  int  // messages that are not answered
 	busy  bool
-	room  chan struct{} // closed when something was answered, if somebody waits
+	room  chan struct{} // closed when one of these went down, if somebody waits
 
 	last unpublished // the last publish that was not accepted; run's
 }
@@ -110,7 +111,7 @@ func (q *publishing) add(pubs []publish) bool {
 		if q.load.messages >= c.h.cfg.maxPublish && p.code == 0 {
 			p.code = CodeOverrun
 		}
-		q.load.add(1, p.msg.Size())
+		q.begin(p.msg.Size())
 	}
 	c.h.window.begin(c.subject, pubs)
 	q.queue = append(q.queue, pubs...)
@@ -120,6 +121,12 @@ func (q *publishing) add(pubs []publish) bool {
 	}
 	c.mu.Unlock()
 	return true
+}
+
+// begin counts a message of a size. The caller holds the link's lock.
+func (q *publishing) begin(size int) {
+	q.load.add(1, size)
+	q.open++
 }
 
 // lock waits until there is room for n messages, and returns with the link's
@@ -141,8 +148,8 @@ func (q *publishing) lock(n, size int) bool {
 	return true
 }
 
-// await waits until something was answered, and reports whether that was before
-// end. The caller holds the link's lock, which is let go meanwhile.
+// await waits until there is more room or less to answer, and reports whether
+// that was before end. The caller holds the link's lock, which is let go meanwhile.
 func (q *publishing) await(end <-chan struct{}) bool {
 	if q.room == nil {
 		q.room = make(chan struct{})
@@ -163,24 +170,38 @@ func (q *publishing) await(end <-chan struct{}) bool {
 func (q *publishing) wait() {
 	q.c.mu.Lock()
 	defer q.c.mu.Unlock()
-	for q.load.messages > 0 && q.await(q.c.left) {
+	for q.open > 0 && q.await(q.c.left) {
 	}
 }
 
-// answered notes that messages are.
-func (q *publishing) answered(pubs []publish) {
+// settled makes room. That comes before the answer, as the client may fill the
+// room as soon as it has that.
+func (q *publishing) settled(pubs []publish) {
 	size := 0
 	for i := range pubs {
 		size += pubs[i].msg.Size()
 	}
-	q.done(len(pubs), size)
+	q.free(len(pubs), size)
 }
 
-// done makes room.
-func (q *publishing) done(n, size int) {
+// free makes room for n messages.
+func (q *publishing) free(n, size int) {
 	q.c.mu.Lock()
 	defer q.c.mu.Unlock()
 	q.load.add(-n, -size)
+	q.tell()
+}
+
+// answered notes that n messages are, or never will be.
+func (q *publishing) answered(n int) {
+	q.c.mu.Lock()
+	defer q.c.mu.Unlock()
+	q.open -= n
+	q.tell()
+}
+
+// tell wakes who awaits. The caller holds the link's lock.
+func (q *publishing) tell() {
 	if q.room != nil {
 		close(q.room)
 		q.room = nil
@@ -204,9 +225,10 @@ func (q *publishing) run() {
 			n := 1
 			if p := &pubs[0]; p.chain && q.last.code != 0 && p.rid == q.last.rid+1 {
 				c.h.window.drop(pubs[:n])
+				q.settled(pubs[:n])
 				c.out.send(frame{Type: frameErr, Rid: p.rid, Count: 1, Code: q.last.code, Text: q.last.text})
 				q.last.rid++
-				q.answered(pubs[:n])
+				q.answered(n)
 				pubs = pubs[n:]
 				continue
 			}
@@ -216,11 +238,12 @@ func (q *publishing) run() {
 			}
 			if c.leaving() {
 				c.h.window.drop(pubs)
+				q.settled(pubs)
 				n = len(pubs)
 			} else {
 				q.last = c.send(pubs[:n])
 			}
-			q.answered(pubs[:n])
+			q.answered(n)
 			pubs = pubs[n:]
 		}
 	}
@@ -232,6 +255,7 @@ func (c *conn) send(pubs []publish) unpublished {
 	first := &pubs[0]
 	switch {
 	case first.code != 0:
+		c.pubs.settled(pubs)
 		c.refuse(&frame{Rid: first.rid}, first.code, first.text)
 		return unpublished{first.rid, first.code, first.text}
 	case first.again:
@@ -270,6 +294,7 @@ func (c *conn) store(pubs []publish) (last unpublished) {
 func (c *conn) stored(pubs []publish, msgs []transport.Message, n int, err error) (last unpublished) {
 	first := pubs[0].rid
 	c.h.window.end(pubs, msgs, n, err)
+	c.pubs.settled(pubs)
 	c.h.count.published.Add(uint64(n))
 	if n > 0 {
 		at := make([]transport.Position, n)
@@ -329,12 +354,14 @@ func (c *conn) sendAgain(pubs []publish) (last unpublished) {
 		case first.code != 0:
 			n = 1
 			c.h.window.drop(pubs[:1])
+			c.pubs.settled(pubs[:1])
 			c.out.send(frame{Type: frameErr, Rid: first.rid, Count: 1, Code: first.code})
 			last = unpublished{first.rid, first.code, ""}
 		default:
 			n, last = 1, unpublished{}
 			at := there[first.msg.ID]
 			c.h.window.found(first, at)
+			c.pubs.settled(pubs[:1])
 			if at == elsewhere {
 				at = transport.Position{}
 			}

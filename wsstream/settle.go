@@ -79,16 +79,18 @@ func (c *conn) move(f *frame) bool {
 	if !c.pubs.lock(1, size) {
 		return false
 	}
-	c.pubs.load.add(1, size)
+	c.pubs.begin(size)
 	c.mu.Unlock()
 	op := settlement{kind: move, rid: f.Rid, c: c, ns: slices.Clone(f.Ns), again: f.Again, topic: f.Topic, msg: p.msg}
 	if !g.admit(size) { // moves of former links are still under way
-		c.pubs.done(1, size)
+		c.pubs.free(1, size)
 		c.out.send(frame{Type: frameErr, Rid: f.Rid, Code: CodeFull, Text: "too many messages to move"})
+		c.pubs.answered(1)
 		return true
 	}
 	if !g.do(op) {
 		g.moved(&op)
+		c.pubs.answered(1)
 		c.reject(CodeTooMany, "too many settlements at a time", closeFlood)
 		return false
 	}
@@ -112,7 +114,7 @@ func (g *groupSub) moved(op *settlement) {
 	g.mu.Lock()
 	g.moves -= size
 	g.mu.Unlock()
-	op.c.pubs.done(1, size)
+	op.c.pubs.free(1, size)
 }
 
 // do queues a settlement, and sees to it that it is done. It reports false if
@@ -157,6 +159,7 @@ func (g *groupSub) settleAll() {
 		for len(ops) > 0 {
 			if ops[0].kind == move && ops[0].c.leaving() { // it is sent again on the next link
 				g.moved(&ops[0])
+				ops[0].c.pubs.answered(1)
 				ops = ops[1:]
 				continue
 			}
@@ -227,6 +230,9 @@ func (g *groupSub) settleSome(ops []settlement) {
 			g.moved(all[i].settlement)
 		}
 		all[i].answer(err)
+		if k == move {
+			all[i].c.pubs.answered(1)
+		}
 	}
 }
 
