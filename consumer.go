@@ -450,6 +450,18 @@ func (c *consumer) take(ctx context.Context, dst []transport.Message) (int, erro
 	return c.sub.Receive(ctx, dst)
 }
 
+// beginReturns keeps lanes from beginning, and the receiver from receiving, what
+// comes after what goes back until endReturns.
+func (c *consumer) beginReturns() {
+	c.releasing.Add(1)
+	c.returning.RLock()
+}
+
+func (c *consumer) endReturns() {
+	c.returning.RUnlock()
+	c.releasing.Add(-1)
+}
+
 // awaitReturns waits until what goes back has gone.
 func (c *consumer) awaitReturns() {
 	c.returning.Lock()
@@ -475,9 +487,11 @@ func (c *consumer) keptAt(f *fetch) time.Duration {
 // pause stops receiving until resume. What was fetched and not begun goes back.
 func (c *consumer) pause() {
 	resumed := make(chan struct{})
+	c.beginReturns() // a lane that sees the pause gives back a line, and must not begin what came after it
+	defer c.endReturns()
 	if c.paused.CompareAndSwap(nil, &resumed) {
 		c.pauses.Add(1)
-		c.release()
+		c.releaseAll()
 	}
 }
 
@@ -551,13 +565,15 @@ func (c *consumer) has(state uint32) bool {
 
 // release gives back what was fetched and not started.
 func (c *consumer) release() {
-	if !c.has(buffered) {
-		return
+	if c.has(buffered) {
+		c.beginReturns()
+		defer c.endReturns()
+		c.releaseAll()
 	}
-	c.returning.RLock()
-	defer c.returning.RUnlock()
-	c.releasing.Add(1) // lanes look at it, or they would begin what comes after what goes back
-	defer c.releasing.Add(-1)
+}
+
+// releaseAll is release, between beginReturns and endReturns.
+func (c *consumer) releaseAll() {
 	c.settles.Lock()
 	defer c.settles.Unlock()
 	var rs []transport.Receipt
