@@ -35,6 +35,7 @@ type member struct {
 	aside   int           // entries set aside
 	stuck   time.Duration // until when setting aside is not tried, as it failed
 	turn    bool          // new messages come next, as there is more that is due than room
+	back    chan struct{} // closed when what did not fit has gone back; others come after that
 
 	state sync.Mutex // guards the rest
 	job   *job       // under way
@@ -154,6 +155,7 @@ type job struct {
 	returned bool // what it brought went back
 
 	abandoned bool // nobody waits for it; s.state guards it
+	late      bool // nor will, as what comes before it went back since; s.state guards it
 }
 
 // A cancelled Receive waits so long for the server to end its read.
@@ -187,6 +189,9 @@ func (s *member) Receive(ctx context.Context, dst []transport.Message) (int, err
 		}
 		if s.average == 0 {
 			room = min(room, 64) // until it is known how large messages are
+		}
+		if !s.awaitReturn(ctx) {
+			continue
 		}
 		j := s.start(room)
 		if !s.await(ctx, j) {
@@ -223,7 +228,7 @@ func (s *member) start(room int) *job {
 	s.state.Lock()
 	defer s.state.Unlock()
 	if j := s.job; j != nil {
-		j.abandoned = false
+		j.abandoned = j.late
 		return j
 	}
 	j := &job{s: s, most: room, done: make(chan struct{}), began: clock()}
@@ -282,7 +287,7 @@ func (s *member) claim(most int) ([]byte, error) {
 	defer cancel()
 	var buf sink
 	err := s.t.run(ctx, claimScript, []string{s.key, s.losses}, &buf,
-		s.name.group, s.self, most, milliseconds(s.lease), horizonMS, s.former, s.t.name+"-")
+		s.name.group, s.self, most, milliseconds(s.lease), horizonMS, atOnceMS, s.former, s.t.name+"-")
 	if err == nil {
 		s.former = ""
 	}
@@ -466,7 +471,7 @@ func (s *member) parse(j *job, dst []transport.Message) (msgs []transport.Messag
 		s.lose(uint64(max(gone, 0)) + uint64(max(lost, 0)))
 	}
 	if more > 0 {
-		s.turn = more == 1 // what was never begun keeps its place before what is new
+		s.turn = more == 1 // what went back without a delay keeps its place before what is new
 		s.group.poke()
 	}
 	if next >= 0 {
@@ -567,7 +572,29 @@ func (s *member) returnAll(j *job) {
 // giveBackLater is giveBack in a goroutine of its own.
 func (s *member) giveBackLater(msgs []transport.Message) {
 	msgs = slices.Clone(msgs)
-	s.t.spawn(func() { s.giveBack(msgs) })
+	back := make(chan struct{})
+	if s.t.spawn(func() {
+		defer close(back)
+		s.giveBack(msgs)
+	}) {
+		s.back = back
+	}
+}
+
+// awaitReturn waits until what did not fit has gone back, and reports whether that
+// was before ctx or the subscription ended.
+func (s *member) awaitReturn(ctx context.Context) bool {
+	if s.back == nil {
+		return true
+	}
+	select {
+	case <-s.back:
+		s.back = nil
+		return true
+	case <-s.ended:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // giveBack returns messages that nobody was given.

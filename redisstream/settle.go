@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-
 	"time"
 
 	"github.com/echobus/echo/transport"
@@ -121,6 +120,8 @@ func (s *member) give(ctx context.Context, rs []transport.Receipt, delay time.Du
 	idle := atOnce
 	if delay > 0 {
 		idle = horizon - delay
+	} else {
+		s.supersede()
 	}
 	lost, err := s.settleByScript(ctx, "give", set.rs, waiting, idle, less)
 	if err != nil {
@@ -136,6 +137,16 @@ func (s *member) give(ctx context.Context, rs []transport.Receipt, delay time.Du
 		s.group.poke()
 	}
 	return leaseError(append(set.lost, lost...))
+}
+
+// supersede keeps what an abandoned job brings from being received: it comes
+// after what goes back now.
+func (s *member) supersede() {
+	s.state.Lock()
+	defer s.state.Unlock()
+	if s.job != nil && s.job.abandoned {
+		s.job.late = true
+	}
 }
 
 func (s *member) Extend(ctx context.Context, rs []transport.Receipt, d time.Duration) error {

@@ -1061,12 +1061,14 @@ func (t *Transport) send(f frame) {
 }
 
 // spawn runs f in a goroutine that Close waits for, unless the transport is closed.
-func (t *Transport) spawn(f func()) {
+func (t *Transport) spawn(f func()) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.closed {
-		t.work.Go(f)
+	if t.closed {
+		return false
 	}
+	t.work.Go(f)
+	return true
 }
 
 // Close implements [transport.Transport]. The server gives back at once what

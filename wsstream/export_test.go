@@ -1,18 +1,22 @@
 package wsstream
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+)
 
 // Dump tells what groups are up to.
 func (h *Handler) Dump() (s string) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	for id, x := range h.sessions {
+	sessions := maps.Clone(h.sessions)
+	h.mu.Unlock()
+	for id, x := range sessions {
 		x.mu.Lock()
 		s += fmt.Sprintf("session %s: link %t, over %t\n", id, x.c != nil, x.over)
 		for sid, g := range x.groups {
 			g.mu.Lock()
-			s += fmt.Sprintf("  %d %s/%s: link %t, credit %d, bytes %d, once %t, n %d, waits %d, held %d, ops %d, busy %t\n",
-				sid, g.topic, g.name, g.c != nil, g.credit, g.bytes, g.once, g.n, len(g.waits), len(g.held), len(g.ops), g.busy)
+			s += fmt.Sprintf("  %d %s/%s: link %t, credit %d, bytes %d, once %t, n %d, waits %d, held %d, ops %d, returns %d, busy %t\n",
+				sid, g.topic, g.name, g.c != nil, g.credit, g.bytes, g.once, g.n, len(g.waits), len(g.held), len(g.ops), g.returns, g.busy)
 			g.mu.Unlock()
 		}
 		x.mu.Unlock()
@@ -31,7 +35,7 @@ func (t *Transport) Dump() (s string) {
 	for sid, x := range t.subs {
 		if m, ok := x.(*member); ok {
 			m.mu.Lock()
-			s += fmt.Sprintf("  %d: gen %d, seen %d, came %d, asked %d, waiting %t, known %t\n", sid, m.gen, m.seen, len(m.came), m.asked, m.waiting, m.known)
+			s += fmt.Sprintf("  %d: gen %d, seen %d, came %d, asked %d, backs %d, waiting %t, known %t\n", sid, m.gen, m.seen, len(m.came), m.asked, m.backs, m.waiting, m.known)
 			m.mu.Unlock()
 		}
 	}

@@ -130,7 +130,7 @@ var layouts = [frameEnd]struct {
 	frameDlv:     {"dlv", []field{fN, fAttempt, fPos, fID, fTime, fKey, fMedia, fHeader, fData}},
 	frameGap:     {"gap", []field{fCount, fPos}},
 	frameAck:     {"ack", []field{fRid, fSid, fPos, fNs, fAgain}},
-	frameNack:    {"nack", []field{fRid, fSid, fNs, fDelay, fRelease, fAgain}},
+	frameNack:    {"nack", []field{fRid, fSid, fNs, fDelay, fRelease, fAgain, fSeen}},
 	frameExtend:  {"extend", []field{fRid, fSid, fNs, fLease}},
 	frameFlow:    {"flow", []field{fSid, fCredit, fBytes, fOnce}},
 	framePub:     {"pub", []field{fRid, fTopic, fID, fTime, fKey, fMedia, fHeader, fData, fAgain, fWithin, fDelay, fName, fWindow, fChain}},

@@ -328,6 +328,46 @@ func TestCredit(t *testing.T) {
 	count("dlv", 5)
 }
 
+// What a client did not see goes back with what it gives back.
+func TestGivingBackWhatWasNotSeen(t *testing.T) {
+	addr, _, mem := serve(t)
+	c := openRaw(t, addr, "echo.v1+json")
+	c.hello()
+	var ids []string
+	for i := range 20 {
+		ids = append(ids, fmt.Sprint("m", i))
+	}
+	send(t, mem, "t", ids...)
+	c.say(`{"t":"sub","sid":1,"topic":"t","group":"g","credit":10,"bytes":100000,"manual":true}`)
+	got := func(n int) (ids []string) {
+		for len(ids) < n {
+			for _, f := range c.hear() {
+				if f["t"] == "dlv" {
+					require.EqualValues(t, 1, f["attempt"])
+					ids = append(ids, f["id"].(string))
+				}
+			}
+		}
+		return ids
+	}
+	require.Equal(t, ids[:10], got(10))
+	c.say(`{"t":"nack","rid":1,"sid":1,"ns":[3,4],"release":true,"seen":6}`)
+	require.Nil(t, c.hear()[0]["ns"])
+	c.say(`{"t":"ping","n":1}`)
+	require.Equal(t, "pong", c.hear()[0]["t"], "there is no credit left")
+	c.say(`{"t":"ack","rid":2,"sid":1,"ns":[1,2,5,6,7]}`)
+	require.Equal(t, []any{7.0}, c.hear()[0]["ns"], "what was not seen is not held")
+	c.say(`{"t":"flow","sid":1,"credit":16,"bytes":100000}`)
+	require.Equal(t, append(append([]string{}, ids[2:4]...), ids[6:]...), got(16))
+
+	c.say(`{"t":"nack","rid":3,"sid":1,"ns":[11],"delay":1,"seen":20}`)
+	require.EqualValues(t, 101, c.hear()[0]["code"])
+	c.say(`{"t":"sub","sid":2,"topic":"u","group":"g","credit":10,"bytes":100000}`)
+	c.expect("subok")
+	c.say(`{"t":"nack","rid":4,"sid":2,"ns":[1],"release":true,"seen":2}`)
+	require.EqualValues(t, 101, c.hear()[0]["code"])
+}
+
 func TestRate(t *testing.T) {
 	addr, _, _ := serve(t, wsstream.WithRate(100, 20))
 	c, other := openRaw(t, addr, "echo.v1+json"), openRaw(t, addr, "echo.v1+json")

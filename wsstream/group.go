@@ -20,27 +20,29 @@ type groupSub struct {
 	cancel context.CancelFunc
 	ended  chan struct{} // closed when nothing is received any more
 
-	mu     sync.Mutex // guards the rest
-	c      *conn      // where deliveries go, nil while there is none
-	out    *groupOut  // the same
-	manual bool
-	once   bool // credit ends with what comes first
-	credit int
-	bytes  int
-	n      uint64 // the last delivery
-	waits  []delivery
-	wait   load                // of the messages in waits
-	usual  int                 // size of a message, 0 if none came
-	held   map[uint64]delivery // sent and not settled
-	past   []uint64            // settled of late, by number
-	more   chan struct{}       // holds a token when credit came
-	stop   context.CancelFunc  // of the receive under way
-	paused time.Time           // since when there is no link
-	ops    []settlement
-	queued int  // deliveries that ops name
-	moves  int  // bytes of messages that wait to be moved
-	busy   bool // somebody sees to ops
-	quiet  *sync.Cond
+	mu      sync.Mutex // guards the rest
+	c       *conn      // where deliveries go, nil while there is none
+	out     *groupOut  // the same
+	manual  bool
+	once    bool // credit ends with what comes first
+	credit  int
+	bytes   int
+	n       uint64 // the last delivery
+	waits   []delivery
+	wait    load                // of the messages in waits
+	usual   int                 // size of a message, 0 if none came
+	held    map[uint64]delivery // sent and not settled
+	past    []uint64            // settled of late, by number
+	more    chan struct{}       // holds a token when credit came
+	stop    context.CancelFunc  // of the receive under way
+	round   int                 // of receiving: what was received in a former one goes back
+	paused  time.Time           // since when there is no link
+	ops     []settlement
+	queued  int  // deliveries that ops name
+	returns int  // settlements under way whose deliveries come again, before others are received
+	moves   int  // bytes of messages that wait to be moved
+	busy    bool // somebody sees to ops
+	quiet   *sync.Cond
 }
 
 // groupOut is a group subscription in the queue of one link.
@@ -132,34 +134,44 @@ func (g *groupSub) lease() time.Duration {
 // for. What the client has not seen goes back. The caller holds the session's lock.
 func (g *groupSub) resume(c *conn, f *frame) {
 	g.mu.Lock()
-	if g.stop != nil { // a receive with credit of before
-		g.stop()
+	if back := g.unseen(f.Seen); len(back) > 0 {
+		g.doNext(settlement{kind: release, ds: back})
 	}
 	g.to(c)
-	g.manual, g.once = f.Manual, false
+	g.manual = f.Manual
 	g.credit, g.bytes = int(min(f.Credit, creditMost)), int(min(f.Bytes, bytesMost))
-	var back, losses []delivery
+	c.out.send(frame{Type: frameSubOK, Sid: g.sid, Lease: milliseconds(g.lease()), Resumed: true})
+	g.mu.Unlock()
+	g.poke()
+	g.wake()
+}
+
+// unseen takes out what the client did not see, with the credit for it: what came
+// after the delivery seen, and what waits but losses. What is being received
+// goes back. The caller holds mu.
+func (g *groupSub) unseen(seen uint64) (back []delivery) {
+	if g.stop != nil {
+		g.stop()
+	}
+	g.round++
+	g.credit, g.bytes, g.once = 0, 0, false
 	for n, d := range g.held {
-		if n > f.Seen {
+		if n > seen {
 			back = append(back, d)
 			delete(g.held, n)
 		}
 	}
+	var losses []delivery
 	for _, d := range g.waits {
 		if d.lost == nil {
+			d.msg = transport.Message{}
 			back = append(back, d)
 		} else {
 			losses = append(losses, d)
 		}
 	}
 	g.waits, g.wait = losses, load{}
-	c.out.send(frame{Type: frameSubOK, Sid: g.sid, Lease: milliseconds(g.lease()), Resumed: true})
-	g.mu.Unlock()
-	if len(back) > 0 {
-		g.do(settlement{kind: release, ds: back})
-	}
-	g.poke()
-	g.wake()
+	return back
 }
 
 // pause stops deliveries to a link until another takes the subscription up.
@@ -234,7 +246,7 @@ func (g *groupSub) give(n, bytes int) {
 func (g *groupSub) room() int {
 	const most, first = 256, 16
 	left := g.bytes - g.wait.bytes
-	if g.c == nil || left <= 0 {
+	if g.c == nil || left <= 0 || g.returns > 0 {
 		return 0
 	}
 	room := min(g.credit-g.wait.messages, g.s.h.cfg.maxHeld-len(g.held)-g.wait.messages, most)
@@ -250,7 +262,7 @@ func (g *groupSub) receive() {
 	var dst []transport.Message
 	for {
 		g.mu.Lock()
-		room := g.room()
+		room, round := g.room(), g.round
 		ctx, stop := context.WithCancel(g.ctx)
 		g.stop = stop
 		g.mu.Unlock()
@@ -269,7 +281,7 @@ func (g *groupSub) receive() {
 		n, err := g.sub.Receive(ctx, dst[:room])
 		stop()
 		if lost, ok := errors.AsType[*transport.LostError](err); ok {
-			g.deliver(delivery{lost: lost})
+			g.deliver(round, delivery{lost: lost})
 			continue
 		}
 		switch {
@@ -291,16 +303,17 @@ func (g *groupSub) receive() {
 			}
 		}
 		clear(dst[:n])
-		g.deliver(ds...)
+		g.deliver(round, ds...)
 	}
 }
 
-// deliver queues deliveries for the link. If it went meanwhile, they go back.
-func (g *groupSub) deliver(ds ...delivery) {
+// deliver queues deliveries for the link. If it went meanwhile, or what came
+// before them goes back, so do they.
+func (g *groupSub) deliver(round int, ds ...delivery) {
 	g.mu.Lock()
-	if g.c == nil && ds[0].lost == nil {
+	if (g.c == nil || g.round != round) && ds[0].lost == nil {
+		g.doNext(settlement{kind: release, ds: ds})
 		g.mu.Unlock()
-		g.do(settlement{kind: release, ds: ds})
 		return
 	}
 	if g.once && ds[0].lost == nil {

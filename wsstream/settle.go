@@ -18,6 +18,7 @@ type settlement struct {
 	ns    []uint64   // the deliveries, as the client says
 	ds    []delivery // or as the server does, and no client holds them
 	again bool       // the client may have said so before
+	seen  uint64     // what came after this delivery goes back, too; 0: nothing else does
 	delay time.Duration
 	topic string            // where msg goes in place of the one delivery
 	msg   transport.Message // which is not moved otherwise
@@ -32,6 +33,11 @@ const (
 	extend
 	move
 )
+
+// returns reports whether deliveries come again at once.
+func (op *settlement) returns() bool {
+	return op.kind == release || op.kind == nack && op.delay == 0
+}
 
 // settle sees to what a client wants done with deliveries.
 func (c *conn) settle(f *frame, k kind) bool {
@@ -49,11 +55,23 @@ func (c *conn) settle(f *frame, k kind) bool {
 	case extend:
 		op.delay = min(duration(f.Lease), leaseMost)
 	}
+	if f.Seen > 0 {
+		if !op.returns() || !g.isManual() {
+			return c.refuse(f, CodeBadFrame, "seen is for what goes back at once, and with manual")
+		}
+		op.seen = f.Seen
+	}
 	if !g.do(op) {
 		c.reject(CodeTooMany, "too many settlements at a time", closeFlood)
 		return false
 	}
 	return true
+}
+
+func (g *groupSub) isManual() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.manual
 }
 
 // move puts a message into another topic in place of a delivery. Who may take a
@@ -125,17 +143,23 @@ func (g *groupSub) do(op settlement) bool {
 		g.mu.Unlock()
 		return false
 	}
+	g.doNext(op)
+	g.mu.Unlock()
+	return true
+}
+
+// doNext is do, however many are queued. The caller holds mu.
+func (g *groupSub) doNext(op settlement) {
 	g.queued += len(op.ns)
 	g.ops = append(g.ops, op)
-	start := !g.busy
-	g.busy = true
-	g.mu.Unlock()
-	if start && !g.s.h.spawn(g.settleAll) { // the handler is closed, and so is what it holds
-		g.mu.Lock()
-		g.rest()
-		g.mu.Unlock()
+	if op.returns() {
+		g.returns++
 	}
-	return true
+	if !g.busy {
+		if g.busy = g.s.h.spawn(g.settleAll); !g.busy { // the handler is closed, and so is what it holds
+			g.rest()
+		}
+	}
 }
 
 // rest notes that nobody sees to what is queued. The caller holds mu.
@@ -219,9 +243,12 @@ func (g *groupSub) settleSome(ops []settlement) {
 				g.held[d.n] = d
 			}
 		}
+		if all[i].returns() {
+			g.returns--
+		}
 	}
 	g.mu.Unlock()
-	if len(rs) > 0 {
+	if len(rs) > 0 || ops[0].returns() {
 		g.poke()
 		g.wake()
 	}
@@ -251,6 +278,9 @@ func (g *groupSub) find(op *settlement) settling {
 		case !op.again || !g.was(n):
 			s.gone = append(s.gone, n)
 		}
+	}
+	if op.seen > 0 {
+		s.ds = append(s.ds, g.unseen(op.seen)...)
 	}
 	return s
 }

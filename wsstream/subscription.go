@@ -253,6 +253,7 @@ type member struct {
 	lost    *transport.LostError
 	final   error
 	asked   int // messages that Receive waits for
+	backs   int // how often deliveries are going back; Receive waits for it
 	wake    chan struct{}
 	waiting bool        // somebody is in Receive
 	stale   *time.Timer // gives back what nobody receives
@@ -324,7 +325,7 @@ func (s *member) answered(f *frame) verdict {
 		case !f.Resumed && s.seen > 0:
 			s.anew()
 		}
-		if s.asked > 0 {
+		if s.asked > 0 && s.backs == 0 {
 			s.t.later(frame{Type: frameFlow, Sid: s.sid, Credit: uint64(s.asked), Once: true})
 		}
 		return goOn
@@ -378,34 +379,80 @@ func (s *member) arrived() {
 		s.asked = 0
 		s.came, s.batch = append(s.came, s.batch...), s.batch[:0]
 		clear(s.batch[:cap(s.batch)])
-		if !s.waiting && s.stale == nil {
-			s.stale = time.AfterFunc(100*time.Millisecond, s.giveBack)
-		}
+		s.watch()
 	}
 	s.signal()
 }
 
-// giveBack gives back what came and nobody received for a while, as Receive
-// was cancelled.
-func (s *member) giveBack() {
+// watch sees to it that what came goes back soon unless it is received. The
+// caller holds mu.
+func (s *member) watch() {
+	if len(s.came) > 0 && !s.waiting && s.stale == nil && !s.closed && s.backs == 0 {
+		s.stale = time.AfterFunc(100*time.Millisecond, s.giveUp)
+	}
+}
+
+// giveUp gives back what came and nobody received for a while, as Receive was
+// cancelled.
+func (s *member) giveUp() {
 	s.mu.Lock()
 	s.stale = nil
-	if s.waiting || s.closed || len(s.came) == 0 {
-		s.mu.Unlock()
-		return
-	}
-	f := frame{Type: frameNack, Sid: s.sid, Release: true}
-	for i := range s.came {
-		f.Ns = append(f.Ns, number(s.came[i].Token))
-	}
-	s.came = nil
+	idle := !s.waiting && !s.closed && len(s.came) > 0 && s.backs == 0
 	gen := s.gen
 	s.mu.Unlock()
-	s.t.spawn(func() {
-		ctx, cancel := context.WithTimeout(s.t.ctx, time.Minute)
-		defer cancel()
-		s.t.do(ctx, s, gen, f)
-	})
+	if idle {
+		s.giveBack(gen, frame{Type: frameNack, Sid: s.sid, Release: true})
+	}
+}
+
+// result is the outcome of a settlement.
+type result struct {
+	gone []uint64
+	err  error
+}
+
+// giveBack sends a request that gives deliveries back at once. What came after
+// them and was not received, or is on its way, goes back with them, or Receive
+// would return that first. Until there is an answer it returns nothing.
+func (s *member) giveBack(gen uint64, f frame) <-chan result {
+	done := make(chan result, 1)
+	s.mu.Lock()
+	if gen != s.gen {
+		s.mu.Unlock()
+		done <- result{gone: f.Ns}
+		return done
+	}
+	s.backs++
+	f.Seen = s.seen
+	for _, ms := range [][]transport.Message{s.came, s.batch} {
+		for i := range ms {
+			f.Ns = append(f.Ns, number(ms[i].Token))
+		}
+	}
+	s.came, s.batch = nil, nil
+	s.mu.Unlock()
+	if !s.t.spawn(func() {
+		gone, err := s.t.do(s.t.ctx, s, gen, f) // whoever waits for it or not
+		s.wentBack(gen, err)
+		done <- result{gone, err}
+	}) {
+		done <- result{err: transport.ErrClosed}
+	}
+	return done
+}
+
+// wentBack notes the answer of giveBack. What came since went back, too, and
+// there is no credit left.
+func (s *member) wentBack(gen uint64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.backs--
+	if err == nil && gen == s.gen {
+		s.came, s.batch = nil, nil
+	}
+	s.asked = 0
+	s.watch()
+	s.signal()
 }
 
 // number is that of a delivery, by its token.
@@ -422,9 +469,7 @@ func (s *member) Receive(ctx context.Context, dst []transport.Message) (n int, e
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.waiting = false
-		if len(s.came) > 0 && s.stale == nil && !s.closed {
-			s.stale = time.AfterFunc(100*time.Millisecond, s.giveBack)
-		}
+		s.watch()
 	}()
 	for {
 		s.mu.Lock()
@@ -435,6 +480,7 @@ func (s *member) Receive(ctx context.Context, dst []transport.Message) (n int, e
 		case err != nil:
 		case s.lost != nil:
 			err, s.lost = s.lost, nil
+		case s.backs > 0:
 		case len(s.came) > 0:
 			n = copy(dst, s.came)
 			clear(s.came[:n])
@@ -456,7 +502,7 @@ func (s *member) Receive(ctx context.Context, dst []transport.Message) (n int, e
 			}
 			return 0, err
 		}
-		ask := s.asked == 0 && s.open
+		ask := s.asked == 0 && s.open && s.backs == 0
 		s.asked = len(dst) // and subok asks, if it is still to come
 		s.mu.Unlock()
 		if ask {
@@ -515,7 +561,7 @@ func (s *member) settle(ctx context.Context, rs []transport.Receipt, f frame) er
 	}
 	if len(f.Ns) > 0 {
 		f.Sid = s.sid
-		gone, err := s.t.do(ctx, s, gen, f)
+		gone, err := s.ask(ctx, gen, f)
 		if err != nil {
 			if errors.Is(err, transport.ErrClosed) {
 				return err
@@ -523,13 +569,28 @@ func (s *member) settle(ctx context.Context, rs []transport.Receipt, f frame) er
 			return fmt.Errorf("wsstream: %s: %w", f.Type, err)
 		}
 		for _, n := range gone {
-			lost = append(lost, byN[n])
+			if r, ok := byN[n]; ok {
+				lost = append(lost, r)
+			}
 		}
 	}
 	if lost != nil {
 		return &transport.LeaseError{Lost: lost}
 	}
 	return nil
+}
+
+// ask sends a request that settles deliveries, and waits for the answer.
+func (s *member) ask(ctx context.Context, gen uint64, f frame) (gone []uint64, err error) {
+	if f.Type != frameNack || f.Delay > 0 {
+		return s.t.do(ctx, s, gen, f)
+	}
+	select {
+	case r := <-s.giveBack(gen, f):
+		return r.gone, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // Move implements [transport.Mover], as the transport behind the server does. A

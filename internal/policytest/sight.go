@@ -3,6 +3,8 @@ package policytest
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -90,6 +92,55 @@ var sight = []promise{
 			for key, seen := range byKey {
 				assert.Equal(b, counting(n/3), seen, topics+" key "+key)
 			}
+		}
+	}},
+	{"failures, pauses and stops at once keep the order of keys, and lose nothing", func(b *bench) {
+		const keys, each = 4, 400
+		p := echo.NewProducer(b.bus, jobs)
+		for n := 1; n <= each; n++ {
+			var js []job
+			for k := range keys {
+				js = append(js, job{N: n, Key: fmt.Sprint(k)})
+			}
+			require.NoError(b, p.PublishBatch(b.Context(), js))
+		}
+		for _, concurrency := range []int{1, 3} {
+			var mu sync.Mutex
+			last, done := map[string]int{}, 0
+			for stop := time.Now().Add(2 * patience); done < keys && time.Now().Before(stop); {
+				c := subscribe(b, jobs, echo.WithGroup(fmt.Sprint("g", concurrency)), echo.FromOldest(), echo.WithConcurrency(concurrency), echo.WithPrefetch(64, 0),
+					echo.WithRetry(echo.Retry{Table: []time.Duration{time.Millisecond, 0, 3 * time.Millisecond}}))
+				ctx, cancel := context.WithTimeout(b.Context(), time.Duration(20+rand.IntN(200))*time.Millisecond)
+				var pausing sync.WaitGroup
+				pausing.Go(func() {
+					for ctx.Err() == nil {
+						time.Sleep(time.Duration(rand.IntN(10)) * time.Millisecond)
+						c.Pause()
+						time.Sleep(time.Duration(rand.IntN(2)) * time.Millisecond)
+						c.Resume()
+					}
+				})
+				require.NoError(b, c.Run(ctx, func(_ context.Context, m echo.Message[job]) error {
+					if rand.IntN(20) == 0 {
+						return errBad
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					key, n := m.Value.Key, m.Value.N
+					assert.LessOrEqual(b, n, last[key]+1, "concurrency %d, key %s: what is between was passed by", concurrency, key)
+					last[key] = max(last[key], n)
+					if n == each {
+						done++
+					}
+					return nil
+				}))
+				cancel()
+				pausing.Wait()
+				if b.Failed() {
+					return
+				}
+			}
+			assert.Equal(b, keys, done, "%v", last)
 		}
 	}},
 	{"a paused consumer handles nothing until it is resumed, and others do", func(b *bench) {

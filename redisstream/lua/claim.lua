@@ -4,14 +4,14 @@
 --
 -- KEYS: the stream, the hash of losses
 -- ARGV: group, consumer, how many, the lease of names without one, the idle
---       time at which what waits is due, the name's prefix of a predecessor or
---       "", that of this process
+--       time at which what waits is due, that of what went back without a
+--       delay, the name's prefix of a predecessor or "", that of this process
 -- Returns: milliseconds until more of what waits is due or -1; 0, 1 if there is
---          more at once, 2 if some of that was never begun; messages lost, ids,
---          their deliveries so far, entries
+--          more at once, 2 if some of that went back without a delay; messages
+--          lost, ids, their deliveries so far, entries
 local stream, losses = KEYS[1], KEYS[2]
 local group, me, most = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local lease, horizon, former, own = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local lease, horizon, at_once, former, own = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 
 local function parts(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
@@ -89,7 +89,10 @@ for i = 1, math.min(most, #due) do
 end
 local more = 0
 for i = most + 1, #due do
-  more = math.max(more, due[i][4] == 0 and 2 or 1)
+  more = math.max(more, due[i][3] >= tonumber(at_once) and 2 or 1)
+end
+if more == 1 and #redis.call('XPENDING', stream, group, 'IDLE', at_once, '-', '+', 1, '~waiting') > 0 then
+  more = 2
 end
 if #ids > 0 then
   entries = redis.call('XCLAIM', stream, group, me, 0, unpack(ids))

@@ -69,6 +69,10 @@ func TestBrokenTransportsAreCaught(t *testing.T) {
 			"a subscription holds no more messages than its bound",
 			"a subscription holds no more bytes than its bound, but one message at least",
 		}},
+		{"receives ahead, and returns that before what went back", eagerly, []string{
+			"what goes back comes again before what came after it, though that was asked for and is on its way",
+			"what is released comes again in order before what is new, however much it is",
+		}},
 		{"never ends a lease", endlessLease, []string{
 			"an unsettled message comes again after its lease, and not before",
 			"a broadcast subscription's unsettled messages come again too",
@@ -312,6 +316,35 @@ type hasty struct{ transport.Subscription }
 func (s hasty) Unwrap() transport.Subscription { return s.Subscription }
 func (s hasty) Nack(ctx context.Context, rs []transport.Receipt, _ time.Duration) error {
 	return s.Subscription.(transport.Nacker).Nack(ctx, rs, 0)
+}
+
+// eager has one message more than it was asked for.
+type eager struct {
+	transport.Subscription
+	ahead []transport.Message
+}
+
+func eagerly() transport.Transport {
+	t := memstream.New()
+	return subscribing{t, func(ctx context.Context, topic string, o transport.Options) (transport.Subscription, error) {
+		s, err := t.Subscribe(ctx, topic, o)
+		return &eager{Subscription: s}, err
+	}}
+}
+
+func (s *eager) Unwrap() transport.Subscription { return s.Subscription }
+
+func (s *eager) Receive(ctx context.Context, dst []transport.Message) (int, error) {
+	if len(s.ahead) > 0 {
+		n := copy(dst, s.ahead)
+		s.ahead = s.ahead[n:]
+		return n, nil
+	}
+	msgs := make([]transport.Message, len(dst)+1)
+	n, err := s.Subscription.Receive(ctx, msgs)
+	k := copy(dst, msgs[:n])
+	s.ahead = msgs[k:n]
+	return k, err
 }
 
 // halfMover stores and does not settle.

@@ -1,7 +1,9 @@
 package transporttest
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -91,6 +93,42 @@ var settlement = []promise{
 		}
 		b.sameIDs("after the release", again, sent)
 	}},
+	{"what goes back comes again before what came after it, though that was asked for and is on its way", func(b *bench) {
+		for how, giveBack := range map[string]func(*sub, []transport.Message){
+			"release": func(s *sub, held []transport.Message) {
+				if err := capability[transport.Releaser](s).Release(b.ctx, receipts(held)); err != nil {
+					b.Fatalf("Release: %v", err)
+				}
+			},
+			"nack": func(s *sub, held []transport.Message) { s.nack(0, held...) },
+		} {
+			s := b.group(how, "g")
+			sent := b.sendNew(how, 20)
+			giveBack(s, s.receive(10))
+			for i, want := range sent {
+				one := s.receive(1)
+				b.sameIDs(fmt.Sprintf("%s, number %d", how, i), one, []transport.Message{want})
+				s.ack(one...)
+			}
+			sent = b.sendNew(how, 200)
+			held := s.receive(5)
+			dst := make([]transport.Message, 20)
+			for round := range 100 {
+				ctx, cancel := context.WithTimeout(b.ctx, time.Duration(round*10)*time.Microsecond)
+				n, err := s.Receive(ctx, dst)
+				cancel()
+				if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+					b.Fatalf("Receive: %v", err)
+				}
+				held = append(held, dst[:n]...)
+				giveBack(s, held)
+				held = s.receive(5)
+				b.sameIDs(fmt.Sprintf("%s, round %d", how, round), held, sent[round:round+5])
+				s.ack(held[0])
+				held = held[1:]
+			}
+		}
+	}},
 	{"settlements of one batch may differ", func(b *bench) {
 		s := b.group("t", "g")
 		sent := b.sendNew("t", 100)
@@ -164,5 +202,23 @@ var settlement = []promise{
 		s.nothing(50*time.Millisecond, "400 bytes are held and the next message has 5,000")
 		s.ack(third)
 		b.sameIDs("the large one", s.receive(1), msgs[3:])
+	}},
+	{"what has no room for its bytes keeps its place", func(b *bench) {
+		s := b.subscribe("t", transport.Options{Group: "g", MaxPendingBytes: 10_000})
+		msgs := b.messages(300)
+		for i := range msgs {
+			msgs[i].Data = make([]byte, 50+i%7/6*(8000+i))
+		}
+		b.send("t", msgs...)
+		dst := make([]transport.Message, 32)
+		for seen := 0; seen < len(msgs); {
+			n, err := s.Receive(b.ctx, dst)
+			if err != nil {
+				b.Fatalf("Receive: %v", err)
+			}
+			b.sameIDs(fmt.Sprintf("after %d", seen), dst[:n], msgs[seen:min(seen+n, len(msgs))])
+			s.ack(dst[:n]...)
+			seen += n
+		}
 	}},
 }
