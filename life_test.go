@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"runtime"
 	"strings"
 	"sync"
@@ -401,61 +400,5 @@ func TestPausesInARowKeepTheOrderOfKeys(t *testing.T) {
 			}
 		}
 		pausing.Wait()
-	}
-}
-
-// Failures, pauses and stops at random: within a key nothing is passed by, and
-// all is handled in the end.
-func TestOrderSurvivesFailuresPausesAndStops(t *testing.T) {
-	const keys, each = 4, 1500
-	for _, concurrency := range []int{1, 3} {
-		mem := memstream.New()
-		defer mem.Close()
-		bus := newBus(t, echo.WithTransport(transport.KeepOpen(mem)))
-		numbers := echo.NewTopic[int]("n")
-		p := echo.NewProducer(bus, numbers)
-		for i := 1; i <= each; i++ {
-			for k := range keys {
-				require.NoError(t, p.Publish(t.Context(), i, echo.WithKey(fmt.Sprint(k))))
-			}
-		}
-		var mu sync.Mutex
-		last, done := map[string]int{}, 0
-		stop := time.Now().Add(20 * time.Second)
-		for done < keys && time.Now().Before(stop) {
-			c := subscribe(t, bus, numbers, echo.WithGroup("g"), echo.WithConcurrency(concurrency), echo.WithPrefetch(64, 0),
-				echo.WithRetry(echo.Retry{Table: []time.Duration{time.Millisecond, 0, 3 * time.Millisecond}}))
-			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(5+rand.IntN(60))*time.Millisecond)
-			var pausing sync.WaitGroup
-			pausing.Go(func() {
-				for ctx.Err() == nil {
-					time.Sleep(time.Duration(rand.IntN(5)) * time.Millisecond)
-					c.Pause()
-					time.Sleep(time.Duration(rand.IntN(2)) * time.Millisecond)
-					c.Resume()
-				}
-			})
-			require.NoError(t, c.Run(ctx, func(_ context.Context, m echo.Message[int]) error {
-				if rand.IntN(20) == 0 {
-					return errOops
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				assert.LessOrEqual(t, m.Value, last[m.Key]+1, "concurrency %d, key %s: what is between was passed by", concurrency, m.Key)
-				if m.Value > last[m.Key] {
-					last[m.Key] = m.Value
-				}
-				if m.Value == each {
-					done++
-				}
-				return nil
-			}))
-			cancel()
-			pausing.Wait()
-			if t.Failed() {
-				return
-			}
-		}
-		assert.Equal(t, keys, done, "%v", last)
 	}
 }
