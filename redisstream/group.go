@@ -79,6 +79,13 @@ func (g *group) busy(j *job) {
 	}
 }
 
+// again notes that something is still due.
+func (g *group) again() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.dirty = true
+}
+
 // poke notes that something is due and wakes a member that waits.
 func (g *group) poke() {
 	g.mu.Lock()

@@ -34,12 +34,12 @@ type member struct {
 	pause   backoff       // between attempts that fail
 	aside   int           // entries set aside
 	stuck   time.Duration // until when setting aside is not tried, as it failed
-	turn    bool          // new messages come next, as there is more that is due than room
 	back    chan struct{} // closed when what did not fit has gone back; others come after that
 
 	state sync.Mutex // guards the rest
 	job   *job       // under way
 	names []string   // of the consumer
+	turn  bool       // new messages come next, as there is more that is due than room
 	lost  uint64     // messages lost, not yet told
 	final error      // what Receive returns for good
 }
@@ -155,7 +155,7 @@ type job struct {
 	returned bool // what it brought went back
 
 	abandoned bool // nobody waits for it; s.state guards it
-	late      bool // nor will, as what comes before it went back since; s.state guards it
+	late      bool // something went back since it began; s.state guards it
 }
 
 // A cancelled Receive waits so long for the server to end its read.
@@ -228,7 +228,7 @@ func (s *member) start(room int) *job {
 	s.state.Lock()
 	defer s.state.Unlock()
 	if j := s.job; j != nil {
-		j.abandoned = j.late
+		j.abandoned = j.late // nobody may have it then
 		return j
 	}
 	j := &job{s: s, most: room, done: make(chan struct{}), began: clock()}
@@ -257,7 +257,9 @@ func (s *member) start(room int) *job {
 func (j *job) run(block time.Duration) {
 	s := j.s
 	if j.claim {
-		j.reply, j.err = s.claim(j.most)
+		if j.reply, j.err = s.claim(j.most); j.err != nil {
+			s.group.again()
+		}
 	} else {
 		args := []any{"XREADGROUP", "GROUP", s.name.group, s.self, "COUNT", j.most, "BLOCK", block.Milliseconds(), "STREAMS", s.key, ">"}
 		if block == 0 {
@@ -471,7 +473,9 @@ func (s *member) parse(j *job, dst []transport.Message) (msgs []transport.Messag
 		s.lose(uint64(max(gone, 0)) + uint64(max(lost, 0)))
 	}
 	if more > 0 {
-		s.turn = more == 1 // what went back without a delay keeps its place before what is new
+		s.state.Lock()
+		s.turn = more == 1 && !j.late // what went back without a delay keeps its place before what is new
+		s.state.Unlock()
 		s.group.poke()
 	}
 	if next >= 0 {

@@ -120,8 +120,6 @@ func (s *member) give(ctx context.Context, rs []transport.Receipt, delay time.Du
 	idle := atOnce
 	if delay > 0 {
 		idle = horizon - delay
-	} else {
-		s.supersede()
 	}
 	lost, err := s.settleByScript(ctx, "give", set.rs, waiting, idle, less)
 	if err != nil {
@@ -134,17 +132,19 @@ func (s *member) give(ctx context.Context, rs []transport.Receipt, delay time.Du
 	if delay > 0 {
 		s.group.pokeAfter(delay)
 	} else {
+		s.supersede()
 		s.group.poke()
 	}
 	return leaseError(append(set.lost, lost...))
 }
 
-// supersede keeps what an abandoned job brings from being received: it comes
-// after what goes back now.
+// supersede lets what goes back be received next. What a job brings after it is
+// abandoned comes after that.
 func (s *member) supersede() {
 	s.state.Lock()
 	defer s.state.Unlock()
-	if s.job != nil && s.job.abandoned {
+	s.turn = false
+	if s.job != nil {
 		s.job.late = true
 	}
 }

@@ -17,9 +17,9 @@ type Acker interface {
 // Nacker is a [Subscription] that can give messages back.
 type Nacker interface {
 	// Nack gives the deliveries in rs back, to be delivered again, to any
-	// member of the group, no sooner than after delay. Without a delay they come
-	// again, in order, before what a Receive that begins later returns of what
-	// came after them. Errors are as for Ack.
+	// member of the group, no sooner than after delay. Without a delay, a group of
+	// one member gets them in order before what came after them, but for what a
+	// Receive returns that began earlier. Errors are as for Ack.
 	Nack(ctx context.Context, rs []Receipt, delay time.Duration) error
 }
 

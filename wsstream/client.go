@@ -47,7 +47,6 @@ type Transport struct {
 	ctx    context.Context // until Close
 	cancel context.CancelFunc
 	work   sync.WaitGroup
-	asking chan struct{} // holds a token for each question under way
 
 	mu       sync.Mutex // guards the rest
 	link     *clientLink
@@ -63,6 +62,7 @@ type Transport struct {
 	pinged   uint64                   // the last of these numbers
 	order    []*call                  // in the order of their rids
 	under    load                     // of messages that are being published
+	asked    int                      // questions under way
 	closed   bool
 
 	telling sync.Mutex // guards states
@@ -113,8 +113,9 @@ type call struct {
 	count     int // rids, for publishes
 	frames    []frame
 	bytes     int  // of messages in frames
-	publish   bool // else of
+	publish   bool // else of, or question
 	of        *member
+	question  bool
 	gen       uint64 // of the member's deliveries
 	abandoned bool   // nobody waits for the answer
 	done      chan struct{}
@@ -147,8 +148,7 @@ func Dial(ctx context.Context, url string, opts ...DialOption) (*Transport, erro
 	if err := errors.Join(append(cfg.errs, checkURL(url))...); err != nil {
 		return nil, fmt.Errorf("wsstream: %w", err)
 	}
-	t := &Transport{url: url, cfg: cfg, up: make(chan struct{}), change: make(chan struct{}), subs: make(map[uint64]clientSub), calls: make(map[uint64]*call), pings: make(map[uint64]chan struct{}),
-		asking: make(chan struct{}, inspectsMost)}
+	t := &Transport{url: url, cfg: cfg, up: make(chan struct{}), change: make(chan struct{}), subs: make(map[uint64]clientSub), calls: make(map[uint64]*call), pings: make(map[uint64]chan struct{})}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	failed := make(chan error, 1)
 	t.work.Go(func() { t.run(failed) })
@@ -612,6 +612,9 @@ func (t *Transport) answer(l *clientLink, f *frame) {
 		switch {
 		case f.Type == frameOK:
 			c.gone, c.ttl = f.Ns, f.TTL
+			if c.of != nil && c.frames[0].Seen > 0 {
+				c.of.tookBack(c.gen)
+			}
 		case f.Type == frameInfo:
 			c.data = bytes.Clone(f.Data)
 		case c.err != nil:
@@ -699,6 +702,9 @@ func (t *Transport) forget(c *call) {
 	}
 	if c.publish || c.bytes > 0 {
 		t.under.add(-c.count, -c.bytes)
+	}
+	if c.question {
+		t.asked--
 	}
 	t.changed()
 }

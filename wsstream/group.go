@@ -227,7 +227,7 @@ func (g *groupSub) flow(f *frame) {
 		if n < g.credit && g.stop != nil {
 			g.stop()
 		}
-		g.credit, g.bytes = n, bytesMost
+		g.credit, g.bytes = max(n, g.wait.messages), bytesMost // what waits was asked for
 	} else {
 		g.give(n, int(min(f.Bytes, bytesMost)))
 	}
@@ -379,10 +379,10 @@ func (o *groupOut) fill(batch []byte) ([]byte, bool) {
 
 // fail ends the subscription because of the transport.
 func (g *groupSub) fail(err error) {
+	there := g.s.remove(g) // no link takes it up any more
 	g.mu.Lock()
 	c := g.c
 	g.mu.Unlock()
-	there := g.s.remove(g)
 	g.cancel()
 	g.sub.Close()
 	if c != nil && there {

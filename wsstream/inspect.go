@@ -103,12 +103,6 @@ func (t *Transport) Inspect(ctx context.Context, topic string) (transport.Info, 
 
 // askJSON asks until there is an answer, and reads it into v.
 func (t *Transport) askJSON(ctx context.Context, f frame, v any) error {
-	select {
-	case t.asking <- struct{}{}:
-		defer func() { <-t.asking }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 	for {
 		data, err := t.ask(ctx, f)
 		if errors.Is(err, errLinkLost) {
@@ -126,15 +120,17 @@ func (t *Transport) askJSON(ctx context.Context, f frame, v any) error {
 
 var errLinkLost = errors.New("the link broke")
 
-// ask sends a request that ends with the link, and returns the data of the answer.
+// ask sends a question that ends with the link, and returns the data of the
+// answer. The server may still be at one that nobody waits for, so it counts
+// among those under way.
 func (t *Transport) ask(ctx context.Context, f frame) ([]byte, error) {
-	c := &call{count: 1, frames: []frame{f}}
-	if err := t.await(ctx, func() bool { return true }); err != nil {
+	c := &call{count: 1, frames: []frame{f}, question: true}
+	if err := t.await(ctx, func() bool { return t.asked < inspectsMost }); err != nil {
 		return nil, err
 	}
+	t.asked++
 	t.add(c)
 	t.mu.Unlock()
-	var err error
 	select {
 	case <-c.done:
 		if c.got == 0 {
@@ -142,14 +138,10 @@ func (t *Transport) ask(ctx context.Context, f frame) ([]byte, error) {
 		}
 		return c.data, c.err
 	case <-ctx.Done():
-		err = context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	case <-t.ctx.Done():
-		err = transport.ErrClosed
+		return nil, transport.ErrClosed
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.forget(c)
-	return nil, err
 }
 
 // Ping implements [transport.Pinger]: it asks the server, not the transport

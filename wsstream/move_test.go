@@ -56,22 +56,42 @@ func TestWhoConsumesMayPutMessagesAmongTheDeadLettersAndNowhereElse(t *testing.T
 	assert.Equal(t, []any{2.0}, move(7, "t.dead", "[2]")["ns"], "after the end nothing is held")
 }
 
-// However many ask at once, all are answered.
+// However many ask at once, and lose patience, all are answered.
 func TestManyInspectAtOnce(t *testing.T) {
-	addr, _, mem := serve(t)
+	mem := memstream.New()
+	t.Cleanup(func() { mem.Close() })
 	send(t, mem, "t", "m")
+	addr, _ := serveOver(t, slowInspection{mem, 20 * time.Millisecond})
 	tr := dial(t, "ws://"+addr)
 	var asking sync.WaitGroup
-	for range 50 {
+	for n := range 30 {
 		asking.Go(func() {
-			for range 50 {
-				i, err := tr.Inspect(t.Context(), "t")
-				assert.NoError(t, err)
-				assert.EqualValues(t, 1, i.Messages)
+			for range 5 {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(n)*time.Millisecond)
+				if _, err := tr.Inspect(ctx, "t"); err != nil {
+					assert.ErrorIs(t, err, context.DeadlineExceeded)
+				}
+				cancel()
 			}
+			i, err := tr.Inspect(t.Context(), "t")
+			assert.NoError(t, err)
+			assert.EqualValues(t, 1, i.Messages)
 		})
 	}
 	asking.Wait()
+}
+
+// slowInspection takes a while to inspect a topic.
+type slowInspection struct {
+	transport.Transport
+	takes time.Duration
+}
+
+func (s slowInspection) Unwrap() transport.Transport { return s.Transport }
+
+func (s slowInspection) Inspect(ctx context.Context, topic string) (transport.Info, error) {
+	time.Sleep(s.takes)
+	return s.Transport.(transport.Inspector).Inspect(ctx, topic)
 }
 
 func TestRepliesTakeTheRightToPublish(t *testing.T) {

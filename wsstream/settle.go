@@ -243,15 +243,8 @@ func (g *groupSub) settleSome(ops []settlement) {
 				g.held[d.n] = d
 			}
 		}
-		if all[i].returns() {
-			g.returns--
-		}
 	}
 	g.mu.Unlock()
-	if len(rs) > 0 || ops[0].returns() {
-		g.poke()
-		g.wake()
-	}
 	for i := range all {
 		if k == move {
 			g.moved(all[i].settlement)
@@ -261,6 +254,13 @@ func (g *groupSub) settleSome(ops []settlement) {
 			all[i].c.pubs.answered(1)
 		}
 	}
+	if ops[0].returns() { // what follows comes after the answers
+		g.mu.Lock()
+		g.returns -= len(ops)
+		g.mu.Unlock()
+	}
+	g.poke()
+	g.wake()
 }
 
 // find looks up what a settlement names, and takes it out of what is held. The
@@ -279,8 +279,10 @@ func (g *groupSub) find(op *settlement) settling {
 			s.gone = append(s.gone, n)
 		}
 	}
-	if op.seen > 0 {
-		s.ds = append(s.ds, g.unseen(op.seen)...)
+	if op.seen > 0 && op.c == g.c { // else the client has told another link what it saw
+		if back := g.unseen(op.seen); len(back) > 0 {
+			g.doNext(settlement{kind: release, ds: back})
+		}
 	}
 	return s
 }

@@ -417,39 +417,57 @@ type result struct {
 func (s *member) giveBack(gen uint64, f frame) <-chan result {
 	done := make(chan result, 1)
 	s.mu.Lock()
-	if gen != s.gen {
+	f.Seen = s.unreceived(&f)
+	if gen != s.gen || len(f.Ns) == 0 {
 		s.mu.Unlock()
 		done <- result{gone: f.Ns}
 		return done
 	}
 	s.backs++
-	f.Seen = s.seen
-	for _, ms := range [][]transport.Message{s.came, s.batch} {
-		for i := range ms {
-			f.Ns = append(f.Ns, number(ms[i].Token))
-		}
-	}
-	s.came, s.batch = nil, nil
 	s.mu.Unlock()
-	if !s.t.spawn(func() {
+	ask := func() {
 		gone, err := s.t.do(s.t.ctx, s, gen, f) // whoever waits for it or not
-		s.wentBack(gen, err)
+		s.wentBack()
 		done <- result{gone, err}
-	}) {
-		done <- result{err: transport.ErrClosed}
+	}
+	if !s.t.spawn(ask) {
+		ask() // which returns at once
 	}
 	return done
 }
 
-// wentBack notes the answer of giveBack. What came since went back, too, and
-// there is no credit left.
-func (s *member) wentBack(gen uint64, err error) {
+// unreceived returns the last delivery before those that came and were not
+// received. A release names these, too. The caller holds mu.
+func (s *member) unreceived(f *frame) (seen uint64) {
+	seen = s.seen
+	for _, ms := range [][]transport.Message{s.batch, s.came} {
+		if !f.Release && len(ms) > 0 {
+			seen = number(ms[0].Token) - 1
+		}
+		for i := range ms {
+			if f.Release {
+				f.Ns = append(f.Ns, number(ms[i].Token))
+			}
+		}
+	}
+	return seen
+}
+
+// tookBack drops what came and was not received: the server answers that it took
+// that back.
+func (s *member) tookBack(gen uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if gen == s.gen {
+		s.came, s.batch = nil, nil
+	}
+}
+
+// wentBack notes that giveBack is done. There may be no credit left.
+func (s *member) wentBack() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.backs--
-	if err == nil && gen == s.gen {
-		s.came, s.batch = nil, nil
-	}
 	s.asked = 0
 	s.watch()
 	s.signal()
@@ -480,7 +498,7 @@ func (s *member) Receive(ctx context.Context, dst []transport.Message) (n int, e
 		case err != nil:
 		case s.lost != nil:
 			err, s.lost = s.lost, nil
-		case s.backs > 0:
+		case s.backs > 0 && s.final == nil:
 		case len(s.came) > 0:
 			n = copy(dst, s.came)
 			clear(s.came[:n])

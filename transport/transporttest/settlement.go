@@ -92,6 +92,14 @@ var settlement = []promise{
 			again = append(again, some...)
 		}
 		b.sameIDs("after the release", again, sent)
+		b.sendNew("t", 60) // of which more are due again than are received
+		s.nack(time.Millisecond, s.receive(30)...)
+		time.Sleep(30 * time.Millisecond)
+		held = s.receive(10)
+		if err := r.Release(b.ctx, receipts(held)); err != nil {
+			b.Fatalf("Release: %v", err)
+		}
+		b.sameIDs("after a delay and a release", s.receive(10), held)
 	}},
 	{"what goes back comes again before what came after it, though that was asked for and is on its way", func(b *bench) {
 		for how, giveBack := range map[string]func(*sub, []transport.Message){
@@ -103,15 +111,27 @@ var settlement = []promise{
 			"nack": func(s *sub, held []transport.Message) { s.nack(0, held...) },
 		} {
 			s := b.group(how, "g")
+			attempts := map[string]int{}
+			received := func(msgs []transport.Message) []transport.Message {
+				for _, m := range msgs {
+					if how == "nack" || attempts[m.ID] == 0 {
+						attempts[m.ID]++
+					}
+					if m.Attempt != attempts[m.ID] {
+						b.Errorf("%s, message %s: got attempt %d, want %d", how, m.ID, m.Attempt, attempts[m.ID])
+					}
+				}
+				return msgs
+			}
 			sent := b.sendNew(how, 20)
-			giveBack(s, s.receive(10))
+			giveBack(s, received(s.receive(10)))
 			for i, want := range sent {
-				one := s.receive(1)
+				one := received(s.receive(1))
 				b.sameIDs(fmt.Sprintf("%s, number %d", how, i), one, []transport.Message{want})
 				s.ack(one...)
 			}
 			sent = b.sendNew(how, 200)
-			held := s.receive(5)
+			held := received(s.receive(5))
 			dst := make([]transport.Message, 20)
 			for round := range 100 {
 				ctx, cancel := context.WithTimeout(b.ctx, time.Duration(round*10)*time.Microsecond)
@@ -120,9 +140,9 @@ var settlement = []promise{
 				if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 					b.Fatalf("Receive: %v", err)
 				}
-				held = append(held, dst[:n]...)
+				held = append(held, received(dst[:n])...)
 				giveBack(s, held)
-				held = s.receive(5)
+				held = received(s.receive(5))
 				b.sameIDs(fmt.Sprintf("%s, round %d", how, round), held, sent[round:round+5])
 				s.ack(held[0])
 				held = held[1:]
