@@ -341,7 +341,7 @@ func TestTenThousandIdleTopicsAreCheap(t *testing.T) {
 }
 
 func TestCloseEndsSoonAfterItsContextThoughTheTransportHangs(t *testing.T) {
-	bus := echo.New(echo.WithTransport(&hooked{Transport: memstream.New(), ack: func(ctx context.Context) error {
+	bus := echo.New(echo.WithTransport(&hooked{Transport: memstream.New(), ack: func(ctx context.Context, _ []transport.Receipt) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}}))

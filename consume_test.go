@@ -29,6 +29,11 @@ func TestAHandlerThatFailsGetsItsMessageAgain(t *testing.T) {
 		"panic":         func() error { panic("oops") },
 		"runtime error": func() error { var v any; return v.(error) },
 		"Goexit":        func() error { runtime.Goexit(); return nil },
+		"Goexit, then a panic": func() error {
+			defer func() { panic("oops") }()
+			runtime.Goexit()
+			return nil
+		},
 	} {
 		for _, keyed := range []bool{false, true} {
 			for _, concurrency := range []int{1, 4} {

@@ -78,6 +78,7 @@ const (
 	minPace   = 5 * time.Millisecond // handled messages wait so long for their ack at most
 	fastFetch = 2 * time.Millisecond // a fetch done sooner may be twice as large
 	slowFetch = 20 * time.Millisecond
+	spareMost = 4 // fetches that are kept to be used again
 )
 
 var start = time.Now()
@@ -250,19 +251,16 @@ func (u *use) prepare() {
 func (u *use) end() {
 	c := u.c
 	u.halt()
-	c.mu.Lock()
-	c.use = nil
-	if u.drain != nil {
-		u.drain.Stop()
-	}
-	c.mu.Unlock()
 	c.release()
 	c.flush()
 	c.acking.Lock() // when the last one is done
 	c.spareAck = nil
 	c.acking.Unlock()
 	c.mu.Lock()
-	c.active = nil
+	c.use, c.active = nil, nil
+	if u.drain != nil {
+		u.drain.Stop()
+	}
 	if u.done != nil {
 		close(u.done)
 	}
@@ -488,11 +486,12 @@ func (c *consumer) keptAt(f *fetch) time.Duration {
 func (c *consumer) pause() {
 	resumed := make(chan struct{})
 	c.beginReturns() // a lane that sees the pause gives back a line, and must not begin what came after it
-	defer c.endReturns()
 	if c.paused.CompareAndSwap(nil, &resumed) {
 		c.pauses.Add(1)
 		c.releaseAll()
 	}
+	c.endReturns()
+	c.awaitReturns() // those of another pause, and lanes that did not see this one
 }
 
 func (c *consumer) resume() {
@@ -543,7 +542,9 @@ func (c *consumer) retire(f *fetch, rs []transport.Receipt) []transport.Receipt 
 	if i >= 0 && reusable {
 		clear(f.msgs)
 		c.mu.Lock()
-		c.spare = append(c.spare, f)
+		if len(c.spare) < spareMost {
+			c.spare = append(c.spare, f)
+		}
 		c.mu.Unlock()
 	}
 	return rs
@@ -553,6 +554,11 @@ func (c *consumer) retire(f *fetch, rs []transport.Receipt) []transport.Receipt 
 func (c *consumer) has(state uint32) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.some(state)
+}
+
+// some is has. The caller holds mu.
+func (c *consumer) some(state uint32) bool {
 	for _, f := range c.active {
 		for i := range f.msgs {
 			if f.state(i) == state {
@@ -590,10 +596,17 @@ func (c *consumer) giveBack(rs []transport.Receipt) {
 	if len(rs) == 0 {
 		return
 	}
-	if err := release(c.bus.settling, c.sub, rs); err != nil {
-		c.bus.cfg.logger.Warn("echo: giving back failed, messages will come again when their leases end", "topic", c.topic, "group", c.cfg.Group, "error", err)
-	} else if c.draining.Load() {
-		c.givenBack.Add(int64(len(rs)))
+	err := release(c.bus.settling, c.sub, rs)
+	late := 0
+	if err != nil {
+		late = len(rs)
+		if e, alone := lostBy(err); alone {
+			late = len(e.Lost)
+		}
+		c.bus.cfg.logger.Warn("echo: giving back failed, messages will come again when their leases end", "topic", c.topic, "group", c.cfg.Group, "messages", late, "error", err)
+	}
+	if c.draining.Load() {
+		c.givenBack.Add(int64(len(rs) - late))
 	}
 }
 

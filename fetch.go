@@ -91,13 +91,13 @@ func (c *consumer) split(f *fetch, i int, from, to uint32, l *lane) *fetch {
 	return own
 }
 
-// renew makes a message that runs, and was split off, wait for another attempt,
+// renew makes a claimed message that was split off wait for another attempt,
 // whose handle will be another one.
 func (c *consumer) renew(f *fetch) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	next := f.gen + 1<<stateBits
-	if !f.slots[0].state.CompareAndSwap(f.gen|running, next|waiting) {
+	if !f.slots[0].state.CompareAndSwap(f.gen|settling, next|waiting) {
 		return false
 	}
 	f.gen = next
@@ -292,6 +292,8 @@ func (d delivery) extend(ctx context.Context, by time.Duration) error {
 	return err
 }
 
+var errNotAcked = errors.New("message was not acknowledged")
+
 // ackAll settles by hand the deliveries that are not settled yet, all of one consumer.
 func ackAll(ctx context.Context, ds []delivery) error {
 	var rs []transport.Receipt
@@ -309,22 +311,23 @@ func ackAll(ctx context.Context, ds []delivery) error {
 		return late
 	}
 	err := mine[0].f.c.acker.Ack(ctx, rs)
-	if e, ok := errors.AsType[*transport.LeaseError](err); ok {
-		for i, d := range mine {
-			if !e.Has(rs[i]) {
-				d.f.done(int(d.i))
-				d.settled(nil)
-			} else {
-				d.settled(ErrLeaseLost)
-			}
-		}
-		return err
+	lost, alone := lostBy(err)
+	others := err // the outcome of those that were not lost
+	switch {
+	case alone:
+		others = nil
+	case lost != nil:
+		others = errNotAcked
 	}
-	for _, d := range mine {
-		if err == nil {
+	for i, d := range mine {
+		if lost != nil && lost.Has(rs[i]) {
+			d.settled(ErrLeaseLost)
+			continue
+		}
+		if others == nil {
 			d.f.done(int(d.i))
 		}
-		d.settled(err)
+		d.settled(others)
 	}
 	return errors.Join(err, late)
 }

@@ -35,7 +35,13 @@ func (c *consumer) keep() {
 		c.pace = minPace
 	}
 	c.pace = min(c.pace, next)
-	c.asleep.Store(c.pace > minPace)
+	if c.pace > minPace {
+		c.asleep.Store(true)
+		if c.some(handled) { // since the flush, and did not rouse the keeper
+			c.asleep.Store(false)
+			c.pace = minPace
+		}
+	}
 	c.keeper.Reset(c.pace)
 }
 

@@ -69,6 +69,12 @@ func (l *lane) receives() bool { return l.r.shared == nil }
 // work is the goroutine of a lane. A handler that calls Goexit ends it; another
 // one then goes on where it was.
 func (l *lane) work() {
+	ended := false
+	defer func() {
+		if !ended {
+			l.r.lanes.Go(l.work)
+		}
+	}()
 	if l.called {
 		l.conclude()
 	}
@@ -76,6 +82,7 @@ func (l *lane) work() {
 		l.do()
 	}
 	l.abandon()
+	ended = true
 }
 
 // next takes up the next message, and reports whether there is one.
@@ -260,9 +267,6 @@ func (l *lane) do() {
 		l.name = c.memory.hash(nameOf(&l.f.msgs[l.i]))
 	}
 	s.back, s.acked = false, false
-	if l.from != nil && c.paused.Load() != nil && l.yield() {
-		return
-	}
 	if l.f.state(l.i) == buffered {
 		switch {
 		case l.r.receive.Err() != nil:
@@ -271,13 +275,10 @@ func (l *lane) do() {
 			c.awaitReturns() // or this one might be begun, and those before it go back
 		}
 	}
-	switch {
-	case l.f.move(l.i, buffered, running):
-	case l.from != nil && l.f.move(l.i, waiting, running):
-		if !l.from.afresh && l.from.dead == nil {
-			l.f.msgs[l.i].Attempt++
-		}
-	default: // released, or its lease is lost
+	switch begun, yielded := l.begins(); {
+	case yielded:
+		return
+	case !begun: // released, or its lease is lost
 		l.passed(false, nil)
 		return
 	}
@@ -287,10 +288,39 @@ func (l *lane) do() {
 	case errNotForUs:
 		l.err = nil
 	case errBusy:
-		l.passed(false, l.wait(busyFor, nil, true))
+		var again *line
+		if l.claim() {
+			again = l.wait(busyFor, nil, true)
+		}
+		l.passed(false, again)
 		return
 	}
 	l.conclude()
+}
+
+// begins makes the message under way one that runs. If it is at the head of a
+// line and the consumer is paused, that goes back.
+func (l *lane) begins() (begun, yielded bool) {
+	c, from := l.r.c, l.from
+	if from == nil {
+		return l.f.move(l.i, buffered, running), false
+	}
+	c.returning.RLock() // a pause that this does not see waits for it
+	defer c.returning.RUnlock()
+	if c.paused.Load() != nil && from.dead == nil {
+		l.yield()
+		return false, true
+	}
+	if l.f.move(l.i, buffered, running) {
+		return true, false
+	}
+	if !l.f.move(l.i, waiting, running) {
+		return false, false
+	}
+	if !from.afresh && from.dead == nil {
+		l.f.msgs[l.i].Attempt++
+	}
+	return true, false
 }
 
 // barred returns why the handler is not to be called.
@@ -326,20 +356,18 @@ func (l *lane) received() time.Duration {
 // busyFor is when to look again whether a message was handled that is being so.
 const busyFor = 50 * time.Millisecond
 
-// call calls the handler. If that panics or ends the goroutine, err says so;
-// in the latter case another goroutine takes over the lane.
+// call calls the handler. If that panics or ends the goroutine, err says so.
 func (l *lane) call() {
+	if l.ctx.Err() != nil && l.r.handler.Err() == nil {
+		l.renew()
+	}
 	l.returned = false
 	defer func() {
 		l.called = true
 		if l.returned {
 			return
 		}
-		value := recover()
-		l.err = &PanicError{Value: value, Stack: debug.Stack()}
-		if value == nil { // Goexit: this goroutine is ending
-			l.r.lanes.Go(l.work)
-		}
+		l.err = &PanicError{Value: recover(), Stack: debug.Stack()} // nil of Goexit: this goroutine is ending
 	}()
 	ctx := l.ctx
 	if limit := l.r.c.cfg.retry.Timeout; limit > 0 {
@@ -366,12 +394,7 @@ func (l *lane) conclude() {
 		c.count.failed.Add(1)
 	}
 	var again *line
-	if !l.settle(&again) { // the keeper cancels our context, or a goroutine that the handler left settles
-		l.waitOut()
-		l.settle(&again)
-	}
-	if l.ctx.Err() != nil && l.r.handler.Err() == nil {
-		l.renew()
+	for !l.settle(&again) && l.waitOut() { // the keeper cancels our context, or a goroutine that the handler left settles
 	}
 	l.passed(called && l.err == nil, again)
 }
@@ -386,19 +409,23 @@ func (l *lane) settle(again **line) bool {
 		}
 		return done
 	}
-	if l.f.state(l.i) != running {
+	if !l.claim() {
 		return false
 	}
 	*again = l.fail()
 	return true
 }
 
-// waitOut waits while somebody else is at the message.
-func (l *lane) waitOut() {
+// claim keeps others from the message under way, until it waits or is gone.
+func (l *lane) claim() bool { return l.f.move(l.i, running, settling) }
+
+// waitOut waits while somebody else is at the message, and reports whether it is
+// the lane's then.
+func (l *lane) waitOut() bool {
 	for n := 0; ; n++ {
 		switch s := l.f.state(l.i); {
 		case s != losing && s != settling:
-			return
+			return s == running
 		case n < 100:
 			runtime.Gosched()
 		default:
@@ -407,7 +434,7 @@ func (l *lane) waitOut() {
 	}
 }
 
-// fail sees to a message whose handler failed. If it waits to be tried again
+// fail sees to a claimed message whose handler failed. If it waits to be tried again
 // here, it is at the head of the line that fail returns.
 func (l *lane) fail() *line {
 	c, m := l.r.c, &l.f.msgs[l.i]
@@ -444,13 +471,10 @@ func (l *lane) staysHere(m *transport.Message) bool {
 	return l.r.c.cfg.retry.brief(m.Attempt) && l.inLine < l.r.c.cfg.MaxPending/(2*l.r.c.cfg.concurrency)
 }
 
-// bury makes the message under way a dead letter, and reports whether it needs
-// to be tried again no more.
+// bury makes the claimed message a dead letter, and reports whether it needs to
+// be tried again no more.
 func (l *lane) bury(reason string) bool {
 	c, m := l.r.c, &l.f.msgs[l.i]
-	if !l.f.move(l.i, running, settling) {
-		return true
-	}
 	err := c.bury(c.bus.settling, m, reason, l.err)
 	switch {
 	case err == nil:
@@ -460,7 +484,6 @@ func (l *lane) bury(reason string) bool {
 		l.f.slots[l.i].state.Store(l.f.gen | lost)
 		return true
 	}
-	l.f.slots[l.i].state.Store(l.f.gen | running)
 	c.bus.cfg.logger.Error("echo: dead letter refused, message stays", "topic", c.topic, "group", c.cfg.Group,
 		"id", m.ID, "reason", reason, "error", err)
 	return false
@@ -469,12 +492,10 @@ func (l *lane) bury(reason string) bool {
 // forever is longer than anything waits.
 const forever = 100 * 365 * 24 * time.Hour
 
-// giveBack gives the message under way to its group again.
+// giveBack gives the claimed message to its group again.
 func (l *lane) giveBack(delay time.Duration) {
 	c := l.r.c
-	if !l.f.move(l.i, running, gone) {
-		return
-	}
+	l.f.slots[l.i].state.Store(l.f.gen | gone)
 	err := c.nacker.Nack(c.bus.settling, []transport.Receipt{l.f.msgs[l.i].Receipt()}, min(delay, forever))
 	if err != nil {
 		c.bus.cfg.logger.Warn("echo: giving back failed, message will come again when its lease ends", "topic", c.topic, "group", c.cfg.Group,

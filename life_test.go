@@ -152,6 +152,58 @@ func TestAMessageThatWaitsHoldsNoOthers(t *testing.T) {
 	assert.Less(t, heap()-before, int64(16<<20), "100 messages of 1 KiB wait")
 }
 
+// However often what waits is paused, it is kept once.
+func TestPausesKeepNothingOfWhatWentBack(t *testing.T) {
+	for _, concurrency := range []int{1, 3} {
+		bus := newBus(t)
+		c := subscribe(t, bus, texts, echo.WithGroup("g"), echo.WithConcurrency(concurrency), echo.WithRetry(echo.Retry{Table: []time.Duration{time.Hour}}))
+		failed := make(chan struct{})
+		running(t, c, func(context.Context, echo.Message[string]) error {
+			close(failed)
+			return errOops
+		})
+		say(t, bus, "k", "bad")
+		<-failed
+		for range 20 {
+			say(t, bus, "k", strings.Repeat("x", 10<<10))
+		}
+		before := heap()
+		for range 1500 {
+			c.Pause()
+			c.Resume()
+			time.Sleep(300 * time.Microsecond) // they come again
+		}
+		assert.Less(t, heap()-before, int64(2<<20), "concurrency %d", concurrency)
+	}
+}
+
+// What was tried again is forgotten, one fetch at a time.
+func TestRetriesKeepNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bus := newBus(t)
+		c := subscribe(t, bus, texts, echo.WithGroup("g"), echo.WithRetry(echo.Retry{Table: []time.Duration{time.Millisecond}}))
+		running(t, c, func(_ context.Context, m echo.Message[string]) error {
+			time.Sleep(30 * time.Millisecond)
+			if m.Attempt == 1 {
+				return errOops
+			}
+			return nil
+		})
+		round := func(n int) {
+			for range n {
+				say(t, bus, "k", "x")
+			}
+			time.Sleep(time.Hour)
+		}
+		round(100)
+		before := heap()
+		for range 20 {
+			round(500)
+		}
+		assert.Less(t, heap()-before, int64(2<<20))
+	})
+}
+
 func TestConcurrencyCostsMemoryInProportion(t *testing.T) {
 	bus := newBus(t)
 	c := subscribe(t, bus, texts, echo.WithGroup("g"), echo.WithConcurrency(5000))
@@ -268,10 +320,119 @@ func TestAHandleOfAnEarlierAttemptSettlesNothing(t *testing.T) {
 	assert.EqualValues(t, 5, c.Stats().Failed)
 }
 
+// A goroutine that the handler left extends the lease at any moment.
+func TestAnExtensionBesideTheOutcomeStrandsNothing(t *testing.T) {
+	const n = 600
+	bus := newBus(t)
+	numbers := echo.NewTopic[int]("n", echo.WithKeyFunc(func(i int) string { return fmt.Sprint(i % 2) }))
+	c := subscribe(t, bus, numbers, echo.WithGroup("g"), echo.WithConcurrency(2), echo.WithRetry(echo.Retry{Table: []time.Duration{time.Microsecond}, Retryable: func(error) bool {
+		time.Sleep(50 * time.Microsecond)
+		return true
+	}}))
+	var mu sync.Mutex
+	last, handled := map[string]int{}, 0
+	running(t, c, func(ctx context.Context, m echo.Message[int]) error {
+		beating := make(chan struct{})
+		go func() {
+			for i := range 200 {
+				m.Extend(context.Background(), time.Minute)
+				if i == 0 {
+					close(beating)
+				}
+			}
+		}()
+		<-beating
+		mu.Lock()
+		defer mu.Unlock()
+		assert.LessOrEqual(t, m.Value, last[m.Key]+2, "key %s", m.Key)
+		if m.Attempt < 3 {
+			return errOops
+		}
+		assert.Equal(t, 3, m.Attempt)
+		last[m.Key] = m.Value
+		handled++
+		return nil
+	})
+	for i := range n {
+		require.NoError(t, echo.NewProducer(bus, numbers).Publish(t.Context(), i))
+	}
+	require.Eventually(t, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return handled == n
+	}, 10*time.Second, time.Millisecond)
+}
+
+// A message whose attempts are used up is tried no more, though its dead letter
+// is refused and the consumer paused.
+func TestAPauseGrantsNoFurtherAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := memstream.New(memstream.WithMaxMessages(1), memstream.WithFull(memstream.Reject))
+		defer mem.Close()
+		bus := newBus(t, echo.WithTransport(transport.KeepOpen(mem)))
+		c := subscribe(t, bus, texts, echo.WithGroup("g"), echo.WithRetry(echo.Retry{Attempts: 3, Table: []time.Duration{time.Second}}))
+		_, err := mem.Send(t.Context(), "t.dead", []transport.Message{{ID: "x"}}) // it is full
+		require.NoError(t, err)
+		calls := 0
+		running(t, c, func(context.Context, echo.Message[string]) error {
+			calls++
+			return errOops
+		})
+		say(t, bus, "k", "x")
+		time.Sleep(10 * time.Second)
+		for range 5 {
+			c.Pause()
+			time.Sleep(10 * time.Second)
+			c.Resume()
+			time.Sleep(10 * time.Second)
+		}
+		synctest.Wait()
+		assert.Equal(t, 3, calls)
+	})
+}
+
+// Retryable that ends its goroutine does not say no.
+func TestRetryableThatExits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bus := newBus(t)
+		c := subscribe(t, bus, texts, echo.WithGroup("g"), echo.WithRetry(echo.Retry{Attempts: 3, Table: []time.Duration{time.Second}, Retryable: func(error) bool {
+			runtime.Goexit()
+			return false
+		}}))
+		running(t, c, func(context.Context, echo.Message[string]) error { return errOops })
+		say(t, bus, "k", "x")
+		time.Sleep(time.Minute)
+		assert.Equal(t, echo.ConsumerStats{Failed: 3, Dead: 1}, c.Stats())
+	})
+}
+
+// Of a batch some leases were lost, and the acknowledgement of the others
+// failed: they are still to be acknowledged.
+func TestABatchThatIsAcknowledgedInPartIsNotDone(t *testing.T) {
+	acks := 0
+	bus := newBus(t, echo.WithTransport(&hooked{Transport: memstream.New(), ack: func(_ context.Context, rs []transport.Receipt) error {
+		if acks++; acks == 1 {
+			return errors.Join(&transport.LeaseError{Lost: rs[:1]}, errors.New("connection reset"))
+		}
+		return nil
+	}}))
+	c := subscribe(t, bus, texts, echo.WithGroup("g"))
+	say(t, bus, "", "a", "b", "c")
+	for batch, err := range c.Batches(t.Context(), 3, time.Second) {
+		require.NoError(t, err)
+		require.Len(t, batch, 3)
+		require.ErrorContains(t, batch.Ack(t.Context()), "connection reset")
+		require.ErrorIs(t, batch.Ack(t.Context()), echo.ErrLeaseLost, "of the first one")
+		break
+	}
+	assert.Equal(t, 2, acks)
+	assert.EqualValues(t, 2, c.Stats().Handled)
+}
+
 // failing is a transport whose first acknowledgements fail, each after a while.
 func failing(n int32, slow time.Duration, opts ...memstream.Option) transport.Transport {
 	var acks atomic.Int32
-	return &hooked{Transport: memstream.New(opts...), ack: func(context.Context) error {
+	return &hooked{Transport: memstream.New(opts...), ack: func(context.Context, []transport.Receipt) error {
 		if acks.Add(1) > n {
 			return nil
 		}

@@ -54,10 +54,24 @@ func (l *lane) stands() bool {
 	if own == nil {
 		return false
 	}
+	l.prune(line)
 	line.items = append(line.items, own)
 	l.inLine++
 	l.left()
 	return true
+}
+
+// prune takes out the last ones of a line that went back, or are lost.
+func (l *lane) prune(from *line) {
+	for k := len(from.items) - 1; k > 0; k-- {
+		if s := from.items[k].state(0); s != gone && s != lost {
+			return
+		}
+		l.rs = l.r.c.retire(from.items[k], l.rs)
+		from.items[k] = nil
+		from.items = from.items[:k]
+		l.inLine--
+	}
 }
 
 // advance takes the first one out of a line.
@@ -70,32 +84,28 @@ func (l *lane) advance(from *line) {
 		heap.Fix(&l.due, from.index)
 		return
 	}
-	heap.Remove(&l.due, from.index)
-	if from.key != "" {
-		delete(l.lines, from.key)
-	}
+	l.remove(from)
 }
 
-// yield gives back the line whose turn it is, if the consumer is still paused:
-// all of it, as what stands behind must not be begun before its head.
-func (l *lane) yield() bool {
+// yield gives back the line whose turn it is: all of it, as what stands behind
+// must not be begun before its head.
+func (l *lane) yield() {
 	c, from := l.r.c, l.from
-	c.returning.RLock()
-	defer c.returning.RUnlock()
-	if c.paused.Load() == nil {
-		return false
-	}
 	c.giveBack(l.dissolve(from))
-	heap.Remove(&l.due, from.index)
-	if from.key != "" {
-		delete(l.lines, from.key)
-	}
+	l.remove(from)
 	l.inLine -= len(from.items)
 	for _, f := range from.items {
 		l.rs = c.retire(f, l.rs)
 	}
 	l.from, l.named = nil, false
-	return true
+}
+
+// remove takes a line out of the lane's.
+func (l *lane) remove(from *line) {
+	heap.Remove(&l.due, from.index)
+	if from.key != "" {
+		delete(l.lines, from.key)
+	}
 }
 
 // abandon gives back what is in lines.
@@ -120,7 +130,7 @@ func (l *lane) dissolve(from *line) (fresh []transport.Receipt) {
 		switch {
 		case f.move(0, buffered, gone), k == 0 && from.afresh && f.move(0, waiting, gone):
 			fresh = append(fresh, f.msgs[0].Receipt())
-		case !f.move(0, waiting, running):
+		case !f.move(0, waiting, settling):
 		case from.key != "": // whoever goes on begins with it
 			l.giveBack(0)
 		default:
@@ -133,7 +143,7 @@ func (l *lane) dissolve(from *line) (fresh []transport.Receipt) {
 	return fresh
 }
 
-// wait lets the message under way be tried again here after d, and returns the
+// wait lets the claimed message be tried again here after d, and returns the
 // line at whose head it is, nil if it is the lane's no more. dead is why it is a
 // dead letter; afresh says that this was no attempt.
 func (l *lane) wait(d time.Duration, dead error, afresh bool) *line {
@@ -145,7 +155,7 @@ func (l *lane) wait(d time.Duration, dead error, afresh bool) *line {
 		w.at, w.dead, w.afresh = at, dead, afresh
 		return w
 	}
-	own := l.r.c.split(l.f, l.i, running, waiting, l)
+	own := l.r.c.split(l.f, l.i, settling, waiting, l)
 	if own == nil {
 		return nil
 	}

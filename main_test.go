@@ -91,7 +91,7 @@ func shared(t testing.TB, opts ...memstream.Option) (one, two *echo.Bus) {
 type hooked struct {
 	transport.Transport
 	subscribed func()
-	ack        func(ctx context.Context) error
+	ack        func(ctx context.Context, rs []transport.Receipt) error
 	release    func(rs []transport.Receipt)
 	closed     func()
 }
@@ -115,7 +115,7 @@ func (s hookedSub) Unwrap() transport.Subscription { return s.Subscription }
 
 func (s hookedSub) Ack(ctx context.Context, rs []transport.Receipt) error {
 	if s.h.ack != nil {
-		if err := s.h.ack(ctx); err != nil {
+		if err := s.h.ack(ctx, rs); err != nil {
 			return err
 		}
 	}

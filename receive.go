@@ -379,6 +379,9 @@ func (l *loop[M]) conclude(d delivery, attempt int, err error) {
 
 // start puts a message into the caller's hands, with a fresh lease.
 func (l *loop[M]) start(it item) bool {
+	if l.c.releasing.Load() > 0 {
+		l.c.awaitReturns() // or this one might be begun, and those before it go back
+	}
 	if !it.f.move(it.i, buffered, running) {
 		return false
 	}

@@ -178,14 +178,17 @@ func (r *retryAfter) Error() string {
 
 func (r *retryAfter) Unwrap() error { return r.err }
 
-// retryable asks Retryable. One that panics does not say no.
-func (r *Retry) retryable(err error) (yes bool) {
-	defer func() {
-		if recover() != nil {
-			yes = true
-		}
+// retryable asks Retryable. One that panics, or ends its goroutine, does not say no.
+func (r *Retry) retryable(err error) bool {
+	yes := true
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() { recover() }()
+		yes = r.Retryable(err)
 	}()
-	return r.Retryable(err)
+	<-done
+	return yes
 }
 
 // plain is err, or what takes its place if it cannot be asked what it wraps.
