@@ -415,8 +415,10 @@ func (r *responder[Req, Res]) one(ctx context.Context, f *fetch, i int) error {
 	returned := false
 	defer func() {
 		if !returned { // f called runtime.Goexit
-			r.reply(ctx, raw, nil, &CallError{"internal", "the responder gave up"})
-			f.delivery(i).drop(r.c.core.bus.settling)
+			why := &CallError{"internal", "the responder gave up"}
+			if err := r.reply(ctx, raw, nil, why); err == nil || err == error(why) {
+				f.delivery(i).drop(r.c.core.bus.settling)
+			}
 		}
 	}()
 	res, err := r.guarded(ctx, r.c.message(f, i, v, version))

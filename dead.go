@@ -172,7 +172,7 @@ var errSpent = errors.New("delivered again after its last attempt: whoever had i
 func (c *consumer) bury(ctx context.Context, m *transport.Message, reason string, err error) error {
 	topic, mover := c.home(m)
 	if mover == nil {
-		c.bus.cfg.logger.Error("echo: message given up, as there are no dead letters here", "topic", c.topic, "group", c.cfg.Group,
+		c.bus.cfg.logger.Error("echo: message given up, as there are no dead letters here", "topic", topic, "group", c.cfg.Group,
 			"id", m.ID, "reason", reason, "attempt", m.Attempt, "error", err)
 		ack := c.acker.Ack(ctx, []transport.Receipt{m.Receipt()})
 		if ack == nil {
@@ -189,7 +189,7 @@ func (c *consumer) bury(ctx context.Context, m *transport.Message, reason string
 	move := mover.Move(ctx, transport.DeadTopic(topic), deadLetter(m, c.cfg.Group, reason, err), m.Receipt())
 	if move == nil {
 		c.count.dead.Add(1)
-		c.bus.cfg.logger.Error("echo: message is a dead letter", "topic", c.topic, "group", c.cfg.Group,
+		c.bus.cfg.logger.Error("echo: message is a dead letter", "topic", topic, "group", c.cfg.Group,
 			"id", m.ID, "reason", reason, "attempt", m.Attempt, "error", err)
 	}
 	return move

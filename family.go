@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/echobus/echo/transport"
@@ -24,18 +27,22 @@ type family struct {
 	moverFor func(topic string, sub transport.Subscription) (transport.Mover, error)
 	ctx      context.Context // ends with Close
 	cancel   context.CancelFunc
+	settling context.Context        // what was not taken goes back until then, a moment later
+	numbered atomic.Pointer[[]*kin] // by their numbers
 	work     sync.WaitGroup
 	came     chan struct{} // holds a token when there may be something to take
 
 	mu     sync.Mutex // guards the rest
 	closed bool
 	kin    map[string]*kin // by topic
-	ready  []*kin          // with messages to take, longest first
+	ready  []*kin          // with messages to take: those that were passed by, then longest first
+	owed   []*kin          // that were passed by and hold nothing, longest first
+	turn   time.Duration   // until when the first one of these is waited for
 	asking int             // messages that Receive asks for
 	asked  chan struct{}   // closed when it begins to
 	losses []*LostError    // to be told
 	err    error           // final
-	token  uint64
+	token  uint64          // the last one, without the number of a kin
 	held   map[uint64]holding
 	bytes  int           // their size
 	check  time.Duration // when to look whose lease has ended
@@ -50,8 +57,15 @@ type holding struct {
 	until time.Duration // the end of its lease: from then on it takes no room
 }
 
-// lookFor is how often new topics are looked for.
+// lookFor is how often new topics are looked for, and how long one that is found
+// may take to subscribe to.
 const lookFor = time.Second
+
+// A token has the number of its kin above these bits.
+const kinShift = 40
+
+// settleFor is how long what was not taken has to go back after Close.
+const settleFor = 100 * time.Millisecond
 
 var (
 	_ transport.Acker    = (*family)(nil)
@@ -74,7 +88,13 @@ func subscribeFamily(ctx context.Context, b *Bus, pattern string, opts transport
 		kin: make(map[string]*kin), held: make(map[uint64]holding), check: forever, asked: make(chan struct{}),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
-	if err := f.look(ctx); err != nil {
+	settling, cancel := context.WithCancel(b.settling)
+	f.settling = settling
+	context.AfterFunc(f.ctx, func() { time.AfterFunc(settleFor, cancel) })
+	if opts.Group != "" && opts.Start.From == transport.Newest && f.established(ctx) {
+		f.opts.Start = transport.Start{From: transport.Oldest}
+	}
+	if err := f.look(ctx, forever); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -83,6 +103,28 @@ func subscribeFamily(ctx context.Context, b *Bus, pattern string, opts transport
 	}
 	f.work.Go(f.watch)
 	return f, nil
+}
+
+// established reports whether the group has one of the topics, so that those it
+// has not came to be since.
+func (f *family) established(ctx context.Context) bool {
+	inspector, ok := transport.As[transport.Inspector](f.bus.transport)
+	if !ok {
+		return false
+	}
+	topics, _ := f.lister.Topics(ctx, f.pattern) // who looks next finds out why not
+	for _, topic := range topics {
+		info, err := inspector.Inspect(ctx, topic)
+		if err != nil {
+			continue
+		}
+		for _, g := range info.Groups {
+			if g.Name == f.opts.Group {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // watch looks for new topics from time to time.
@@ -95,7 +137,7 @@ func (f *family) watch() {
 		case <-f.ctx.Done():
 			return
 		}
-		if err := f.look(f.ctx); errors.Is(err, ErrClosed) {
+		if err := f.look(f.ctx, lookFor); errors.Is(err, ErrClosed) {
 			f.fail(ErrClosed)
 		} else if err != nil && f.ctx.Err() == nil {
 			f.bus.cfg.logger.Warn("echo: looking for new topics failed, trying again", "pattern", f.pattern, "error", err)
@@ -103,8 +145,9 @@ func (f *family) watch() {
 	}
 }
 
-// look subscribes to the topics that match and are not there yet.
-func (f *family) look(ctx context.Context) error {
+// look subscribes to the topics that match and are not there yet, each for so
+// long at most.
+func (f *family) look(ctx context.Context, most time.Duration) error {
 	topics, err := f.lister.Topics(ctx, f.pattern)
 	if err != nil {
 		return err
@@ -117,7 +160,9 @@ func (f *family) look(ctx context.Context) error {
 		if known {
 			continue
 		}
-		k, err := f.openKin(ctx, topic)
+		one, cancel := context.WithTimeout(ctx, most)
+		k, err := f.openKin(one, topic)
+		cancel()
 		if err != nil {
 			errs = errors.Join(errs, fmt.Errorf("topic %s: %w", topic, err))
 			continue
@@ -128,6 +173,7 @@ func (f *family) look(ctx context.Context) error {
 			k.sub.Close()
 			return ErrClosed
 		}
+		f.number(k)
 		f.kin[topic] = k
 		if f.lease == 0 || k.lease > 0 && k.lease < f.lease {
 			f.lease = k.lease
@@ -136,6 +182,17 @@ func (f *family) look(ctx context.Context) error {
 		f.mu.Unlock()
 	}
 	return errs
+}
+
+// number gives a kin its number. The caller holds mu.
+func (f *family) number(k *kin) {
+	var all []*kin
+	if before := f.numbered.Load(); before != nil {
+		all = *before
+	}
+	k.number = uint64(len(all))
+	all = append(all[:len(all):len(all)], k)
+	f.numbered.Store(&all)
 }
 
 // demand waits until somebody asks for messages, and returns for how many; 0 if
@@ -224,13 +281,31 @@ func (f *family) ask(n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.asking = n; n > 0 {
+		f.turn = clock() + kinTurn
 		close(f.asked)
 		f.asked = make(chan struct{})
 	}
 }
 
-// take takes what topics hold, the longest held first. If there is no room, it
-// tells when to look again.
+// queue makes a kin ready. The caller holds mu.
+func (f *family) queue(k *kin) {
+	if i := slices.Index(f.owed, k); i >= 0 {
+		f.owed = slices.Delete(f.owed, i, i+1)
+	}
+	f.ready = insertByTurn(f.ready, k)
+}
+
+// insertByTurn puts a kin before those whose turn is later.
+func insertByTurn(ks []*kin, k *kin) []*kin {
+	i := slices.IndexFunc(ks, func(other *kin) bool { return other.passed > k.passed })
+	if i < 0 {
+		i = len(ks)
+	}
+	return slices.Insert(ks, i, k)
+}
+
+// take takes what topics hold, the longest held first. If there is no room, or
+// somebody is owed a turn, it tells when to look again.
 func (f *family) take(dst []transport.Message) (n int, room time.Duration, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -243,6 +318,13 @@ func (f *family) take(dst []transport.Message) (n int, room time.Duration, err e
 		return 0, 0, lost
 	}
 	f.expire()
+	if len(f.owed) > 0 && len(f.ready) > 0 && f.owed[0].passed < f.ready[0].passed {
+		if clock() < f.turn {
+			return 0, f.turn, nil
+		}
+		f.owed[0].passed = forever // it has nothing any more
+		f.owed = f.owed[1:]
+	}
 	for n < len(dst) && len(f.ready) > 0 {
 		k := f.ready[0]
 		m := &k.batch[0]
@@ -250,9 +332,11 @@ func (f *family) take(dst []transport.Message) (n int, room time.Duration, err e
 			return n, f.check, nil
 		}
 		f.token++
-		f.hold(f.token, holding{k, m.Receipt(), m.Size(), k.until})
+		token := k.number<<kinShift | f.token
+		f.hold(token, holding{k, m.Receipt(), m.Size(), k.until})
 		dst[n] = *m
-		dst[n].Token = f.token
+		dst[n].Token = token
+		k.passed = forever
 		n++
 		if k.batch = k.batch[1:]; len(k.batch) == 0 {
 			f.ready = f.ready[1:]
@@ -299,15 +383,10 @@ func (f *family) expire() {
 	f.check = max(f.check, now+minPace) // as it is work
 }
 
-// topicOf returns the topic of a message that is held, and whether its dead
-// letters have one.
+// topicOf returns the topic of a message, and whether its dead letters have one.
 func (f *family) topicOf(m *transport.Message) (topic string, dead bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if h, ok := f.held[m.Token]; ok {
-		return h.of.topic, h.of.dead
-	}
-	return f.pattern, false
+	k := (*f.numbered.Load())[m.Token>>kinShift]
+	return k.topic, k.dead
 }
 
 // settle does something to deliveries, topic by topic, and notes of each that it
@@ -381,7 +460,7 @@ func (f *family) Nack(ctx context.Context, rs []transport.Receipt, delay time.Du
 		if delay > 0 {
 			return n.Nack(ctx, rs, delay)
 		}
-		defer k.recall()()
+		defer k.recall(ctx, false)()
 		return n.Nack(ctx, rs, 0)
 	}, f.drop)
 }
@@ -389,7 +468,7 @@ func (f *family) Nack(ctx context.Context, rs []transport.Receipt, delay time.Du
 // Release implements [transport.Releaser].
 func (f *family) Release(ctx context.Context, rs []transport.Receipt) error {
 	return f.settle(rs, func(k *kin, rs []transport.Receipt) error {
-		defer k.recall()()
+		defer k.recall(ctx, false)()
 		return release(ctx, k.sub, rs)
 	}, f.drop)
 }
@@ -445,9 +524,11 @@ func (f *family) Close() error {
 	}
 	f.cancel()
 	f.work.Wait() // what was held for the taking went back
-	var err error
-	for _, k := range f.kin {
-		err = errors.Join(err, k.sub.Close())
+	errs := make([]error, len(f.kin))
+	var closing sync.WaitGroup
+	for i, k := range slices.Collect(maps.Values(f.kin)) {
+		closing.Go(func() { errs[i] = k.sub.Close() })
 	}
-	return err
+	closing.Wait()
+	return errors.Join(errs...)
 }

@@ -224,7 +224,7 @@ func (f *fetch) done(i int) {
 	}
 	f.c.count.handled.Add(1)
 	if f.c.memory != nil {
-		f.c.memory.end(f.c.memory.hash(nameOf(&f.buf[i])), clock(), true)
+		f.c.memory.end(f.c.nameOf(&f.buf[i]), clock(), true)
 	}
 }
 

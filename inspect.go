@@ -14,7 +14,7 @@ type Inspection struct {
 	transport.Info
 	// DeadLetters are those that [Redrive] has yet to send home.
 	DeadLetters int64
-	// Consumers is what happened to the messages of the topic in this bus.
+	// Consumers is what the consumers of the topic in this bus did, those of patterns aside.
 	Consumers ConsumerStats
 }
 

@@ -264,7 +264,7 @@ func (l *lane) passed(ok bool, again *line) {
 func (l *lane) do() {
 	c, s := l.r.c, &l.f.slots[l.i]
 	if l.named = l.from != nil && l.from.named; l.named {
-		l.name = c.memory.hash(nameOf(&l.f.msgs[l.i]))
+		l.name = c.nameOf(&l.f.msgs[l.i])
 	}
 	s.back, s.acked = false, false
 	if l.f.state(l.i) == buffered {
@@ -332,7 +332,7 @@ func (l *lane) barred() error {
 	if err := c.bars(m); err != nil || c.memory == nil || l.named {
 		return err
 	}
-	l.name = c.memory.hash(nameOf(m))
+	l.name = c.nameOf(m)
 	switch handled, busy := c.memory.begin(l.name, l.received(), c.cfg.concurrency > 1); {
 	case handled:
 		c.count.duplicates.Add(1)

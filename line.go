@@ -41,12 +41,21 @@ func (q *lineQueue) Pop() any {
 	return x
 }
 
+// lineOf names the line that a message stands in, or waits at the head of: its
+// key, of a pattern with its topic. Without a key it is a line of its own, "".
+func (c *consumer) lineOf(m *transport.Message) string {
+	if c.family == nil || m.Key == "" {
+		return m.Key
+	}
+	return c.topicOf(m) + "\x00" + m.Key
+}
+
 // stands puts the message under way into the line of its key, if there is one.
 func (l *lane) stands() bool {
 	if len(l.lines) == 0 {
 		return false
 	}
-	line := l.lines[l.f.msgs[l.i].Key]
+	line := l.lines[l.r.c.lineOf(&l.f.msgs[l.i])]
 	if line == nil {
 		return false
 	}
@@ -138,7 +147,7 @@ func (l *lane) dissolve(from *line) (fresh []transport.Receipt) {
 		}
 	}
 	if from.named {
-		c.memory.end(c.memory.hash(nameOf(&from.items[0].msgs[0])), 0, false)
+		c.memory.end(c.nameOf(&from.items[0].msgs[0]), 0, false)
 	}
 	return fresh
 }
@@ -159,7 +168,7 @@ func (l *lane) wait(d time.Duration, dead error, afresh bool) *line {
 	if own == nil {
 		return nil
 	}
-	w := &line{key: own.msgs[0].Key, items: []*fetch{own}, at: at, dead: dead, afresh: afresh}
+	w := &line{key: l.r.c.lineOf(&own.msgs[0]), items: []*fetch{own}, at: at, dead: dead, afresh: afresh}
 	l.inLine++
 	heap.Push(&l.due, w)
 	if w.key != "" {

@@ -23,7 +23,7 @@ func TestAMemoryKeepsItsWindowAndItsBound(t *testing.T) {
 		}
 		knows := func(from, to int) (n int) {
 			for i := from; i < to; i++ {
-				if m.knows(fmt.Sprint(i)) {
+				if m.knows(m.hash(fmt.Sprint(i))) {
 					n++
 				}
 			}

@@ -355,7 +355,7 @@ func (l *loop[M]) barred(it item) bool {
 	m, d := &it.f.msgs[it.i], it.f.delivery(it.i)
 	err := l.c.bars(m)
 	switch {
-	case err == nil && (l.c.memory == nil || !l.c.memory.knows(nameOf(m))):
+	case err == nil && (l.c.memory == nil || !l.c.memory.knows(l.c.nameOf(m))):
 		return false
 	case err == nil:
 		l.c.count.duplicates.Add(1)

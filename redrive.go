@@ -83,16 +83,21 @@ func redrive[M any](ctx context.Context, b *Bus, dead *Topic[DeadLetter[M]], fil
 	if rate > 0 {
 		r.every, r.room = time.Second/time.Duration(rate), r.room[:min(rate, len(r.room))]
 	}
-	for {
+	for over := false; ; {
 		info, err := inspector.Inspect(ctx, dead.name)
 		if err != nil {
 			return err
 		}
 		// What nobody was given yet died since, once something came that did.
-		if g := info.Group(redriveGroup); (g.Lag == 0 || len(r.since) > 0) && g.Pending <= int64(len(r.kept)+len(r.since)) {
+		g := info.Group(redriveGroup)
+		none := g.Lag == 0 || len(r.since) > 0
+		switch {
+		case none && (over || g.Pending <= int64(len(r.kept)+len(r.since))):
 			return nil
+		case over:
+			return fmt.Errorf("%d dead letters were not looked at, as none came for %v", g.Lag, redriveLease)
 		}
-		if over, err := r.some(ctx); over || err != nil {
+		if over, err = r.some(ctx); err != nil {
 			return err
 		}
 	}

@@ -302,12 +302,16 @@ func (d *memory) hash(name string) hash {
 	return hash{maphash.String(d.seeds[0], name), maphash.String(d.seeds[1], name) | 1} // which is not zero
 }
 
-// nameOf is by what a message is known again.
-func nameOf(m *transport.Message) string {
-	if name, ok := m.Header[headOnce]; ok {
-		return name
+// nameOf is by what the memory knows a message again: of a pattern, in its topic.
+func (c *consumer) nameOf(m *transport.Message) hash {
+	name, ok := m.Header[headOnce]
+	if !ok {
+		name = m.ID
 	}
-	return m.ID
+	if c.family != nil {
+		name = c.topicOf(m) + "\x00" + name
+	}
+	return c.memory.hash(name)
 }
 
 // handled reports whether a message was. The caller holds mu.
@@ -346,8 +350,7 @@ func (d *memory) hold(h hash) {
 }
 
 // knows reports whether a message was handled.
-func (d *memory) knows(name string) bool {
-	h := d.hash(name)
+func (d *memory) knows(h hash) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.handled(h, clock())

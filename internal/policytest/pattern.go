@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -141,6 +142,73 @@ var patterns = []promise{
 		assert.Equal(b, 1, handled.all(b, 1)[0].attempt)
 		time.Sleep(200 * time.Millisecond)
 		assert.Len(b, handled.all(b, 1), 1)
+	}},
+	{"of a pattern's topics none holds up or hides the messages of another that have its keys", func(b *bench) {
+		for _, topic := range []string{"p.a", "p.b"} {
+			p := echo.NewProducer(b.bus, echo.NewTopic[job](topic, echo.WithKeyFunc(func(j job) string { return j.Key })))
+			for n := range 3 {
+				require.NoError(b, p.Publish(b.Context(), job{N: n, Key: "k"}, echo.WithIdempotencyKey(fmt.Sprint(n))))
+			}
+		}
+		for _, concurrency := range []int{1, 3} {
+			r := newRecord()
+			c := subscribe(b, echo.NewTopic[job]("p.*"), echo.WithGroup(fmt.Sprint("g", concurrency)), echo.WithDedup(time.Hour), echo.WithConcurrency(concurrency),
+				echo.WithRetry(echo.Retry{Table: []time.Duration{time.Hour}}))
+			running(b, c, func(_ context.Context, m echo.Message[job]) error {
+				if m.Topic == "p.a" {
+					return errBad
+				}
+				r.add(m)
+				return nil
+			})
+			assert.Equal(b, []int{0, 1, 2}, jobsOf(r.all(b, 3)))
+		}
+	}},
+	{"whoever joins a group of a pattern starts at the first message of topics that came since", func(b *bench) {
+		send := func(topic string, n int) {
+			require.NoError(b, echo.NewProducer(b.bus, echo.NewTopic[job](topic)).Publish(b.Context(), job{N: n}))
+		}
+		join := func() *echo.Consumer[job] {
+			return subscribe(b, echo.NewTopic[job]("p.*"), echo.WithGroup("g"), echo.FromNewest())
+		}
+		send("p.a", 1)
+		require.NoError(b, join().Close())
+		send("p.a", 2)
+		send("p.b", 3)
+		c := join()
+		defer c.Close()
+		ns := []int{}
+		for _, m := range take(b, c, 2) {
+			ns = append(ns, m.Value.N)
+		}
+		slices.Sort(ns)
+		assert.Equal(b, []int{2, 3}, ns, "what was published while nobody was there")
+	}},
+	{"of a pattern's topics each has its turn, however slow the handler is", func(b *bench) {
+		topics := []string{"p.a", "p.b", "p.c"}
+		for _, topic := range topics {
+			require.NoError(b, echo.NewProducer(b.bus, echo.NewTopic[job](topic)).PublishBatch(b.Context(), numbers(0, 30)))
+		}
+		var mu sync.Mutex
+		handled := map[string]int{}
+		done := make(chan struct{}, 100)
+		c := subscribe(b, echo.NewTopic[job]("p.*"), echo.WithGroup("g"), echo.WithLease(time.Second), echo.WithPrefetch(1, 0))
+		running(b, c, func(_ context.Context, m echo.Message[job]) error {
+			time.Sleep(300 * time.Millisecond) // longer than messages are held for the taking
+			mu.Lock()
+			defer mu.Unlock()
+			handled[m.Topic]++
+			done <- struct{}{}
+			return nil
+		})
+		for range 15 {
+			<-done
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, topic := range topics {
+			assert.GreaterOrEqual(b, handled[topic], 3, "%v", handled)
+		}
 	}},
 	{"a topic of a pattern whose name is too long for dead letters has none", func(b *bench) {
 		long := "p." + strings.Repeat("x", 196)
