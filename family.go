@@ -38,8 +38,10 @@ type family struct {
 	ready  []*kin          // with messages to take: those that were passed by, then longest first
 	owed   []*kin          // that were passed by and hold nothing, longest first
 	turn   time.Duration   // until when the first one of these is waited for
-	asking int             // messages that Receive asks for
-	asked  chan struct{}   // closed when it begins to
+	asking bool            // Receive is under way
+	wanted int             // messages that the last one asks for
+	asks   int             // how often one did
+	asked  chan struct{}   // closed when the next one does
 	losses []*LostError    // to be told
 	err    error           // final
 	token  uint64          // the last one, without the number of a kin
@@ -195,18 +197,22 @@ func (f *family) number(k *kin) {
 	f.numbered.Store(&all)
 }
 
-// demand waits until somebody asks for messages, and returns for how many; 0 if
-// nobody will.
-func (f *family) demand() int {
+// demand waits until somebody asks for messages, or did since the kin last knew,
+// and returns for how many; 0 if nobody will. One that is slow to hear of it has
+// messages for the next time, and so a turn.
+func (f *family) demand(k *kin) int {
 	for {
 		f.mu.Lock()
-		asking, asked := f.asking, f.asked
+		asked, wanted := f.asked, 0
+		if f.asking || f.asks != k.asks {
+			k.asks, wanted = f.asks, f.wanted
+		}
 		f.mu.Unlock()
 		if f.ctx.Err() != nil {
 			return 0
 		}
-		if asking > 0 {
-			return asking
+		if wanted > 0 {
+			return wanted
 		}
 		select {
 		case <-asked:
@@ -280,7 +286,9 @@ func (f *family) await(ctx context.Context, room time.Duration) {
 func (f *family) ask(n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.asking = n; n > 0 {
+	if f.asking = n > 0; f.asking {
+		f.wanted = n
+		f.asks++
 		f.turn = clock() + kinTurn
 		close(f.asked)
 		f.asked = make(chan struct{})

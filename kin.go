@@ -28,6 +28,7 @@ type kin struct {
 
 	batch  []transport.Message // to be taken; guarded by the family's mu, as are the next ones
 	until  time.Duration       // when the leases of batch end
+	asks   int                 // of the family, that it heard of
 	passed time.Duration       // since when nobody took what it held in time, or forever
 	taken  chan struct{}       // closed when all of batch is
 }
@@ -62,7 +63,7 @@ func (k *kin) receive() {
 	f := k.f
 	var buf []transport.Message
 	for {
-		want := min(f.demand(), kinBatch)
+		want := min(f.demand(k), kinBatch)
 		if want == 0 {
 			return
 		}
