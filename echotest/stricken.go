@@ -17,11 +17,11 @@ type stricken struct {
 	acker      transport.Acker
 	nacker     transport.Nacker
 
-	late  []transport.Message // received, and delayed; Receive's
-	since time.Time           // when they were received
-	pause time.Duration       // how long they are delayed
+	since time.Time     // when late ones were received; Receive's
+	pause time.Duration // how long they are delayed; Receive's
 
-	mu   sync.Mutex                   // guards held
+	mu   sync.Mutex                   // guards the rest
+	late []transport.Message          // received, and delayed
 	held map[transport.Receipt]uint64 // numbers of messages whose leases were not lost here
 }
 
@@ -35,25 +35,72 @@ func (s *stricken) strikes(fault string, number uint64, rate float64) bool {
 // Receive hands out messages, perhaps late: then it keeps them meanwhile, also
 // when ctx ends. The transport gives them back if the subscription is closed.
 func (s *stricken) Receive(ctx context.Context, dst []transport.Message) (int, error) {
-	if len(s.late) == 0 {
-		n, err := s.Subscription.Receive(ctx, dst)
-		if s.pause = s.delay(dst[:n]); s.pause == 0 {
-			s.hand(ctx, dst[:n])
-			return n, err
+	for {
+		s.mu.Lock()
+		none := len(s.late) == 0
+		s.mu.Unlock()
+		if none {
+			n, err := s.Subscription.Receive(ctx, dst)
+			if s.pause = s.delay(dst[:n]); s.pause == 0 {
+				s.hand(ctx, dst[:n])
+				return n, err
+			}
+			s.mu.Lock()
+			s.late, s.since = append(s.late, dst[:n]...), time.Now()
+			s.mu.Unlock()
 		}
-		s.late, s.since = append(s.late, dst[:n]...), time.Now()
+		left := time.NewTimer(s.pause - time.Since(s.since))
+		defer left.Stop()
+		select {
+		case <-left.C:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+		s.mu.Lock()
+		n := copy(dst, s.late)
+		s.late = s.late[n:]
+		s.mu.Unlock()
+		if n > 0 { // else they went back
+			s.hand(ctx, dst[:n])
+			return n, nil
+		}
 	}
-	left := time.NewTimer(s.pause - time.Since(s.since))
-	defer left.Stop()
-	select {
-	case <-left.C:
-	case <-ctx.Done():
-		return 0, ctx.Err()
+}
+
+// Nack gives messages back. Without a delay what is late goes back, too, as it
+// came after them.
+func (s *stricken) Nack(ctx context.Context, rs []transport.Receipt, delay time.Duration) error {
+	if delay <= 0 {
+		defer s.recall(ctx)
 	}
-	n := copy(dst, s.late)
-	s.late = s.late[n:]
-	s.hand(ctx, dst[:n])
-	return n, nil
+	return s.nacker.Nack(ctx, rs, delay)
+}
+
+// Release gives messages back, and what is late.
+func (s *stricken) Release(ctx context.Context, rs []transport.Receipt) error {
+	defer s.recall(ctx)
+	return s.release(ctx, rs)
+}
+
+func (s *stricken) release(ctx context.Context, rs []transport.Receipt) error {
+	if r, ok := transport.As[transport.Releaser](s.Subscription); ok {
+		return r.Release(ctx, rs)
+	}
+	return s.nacker.Nack(ctx, rs, 0)
+}
+
+// recall gives back what is late. What cannot be comes when its lease ends.
+func (s *stricken) recall(ctx context.Context) {
+	s.mu.Lock()
+	var rs []transport.Receipt
+	for i := range s.late {
+		rs = append(rs, s.late[i].Receipt())
+	}
+	s.late = nil
+	s.mu.Unlock()
+	if len(rs) > 0 {
+		s.release(context.WithoutCancel(ctx), rs)
+	}
 }
 
 // delay returns how long messages are to be late.
