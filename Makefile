@@ -79,7 +79,7 @@ fuzz: ## Run every fuzz target for FUZZTIME (60s) each
 	@{ grep -rEo --include='*_test.go' --exclude-dir=bench --exclude-dir=tools '^func Fuzz\w+' . || echo 'no fuzz targets' >&2; } | \
 	while IFS=: read -r file target; do \
 		set -- go test -run='^$$' -fuzz="^$${target#func }$$" -fuzztime=$(FUZZTIME) -fuzzminimizetime=1s "$${file%/*}"; \
-		echo "$$@"; "$$@" </dev/null; \
+		echo "$$@"; scripts/fuzz "$$@"; \
 	done
 
 cover: ## Measure which code of all packages the tests reach
