@@ -1,0 +1,177 @@
+package flow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/echobus/echo"
+)
+
+// Kind is what a step is.
+type Kind string
+
+// What there is in a flow.
+const (
+	FlowKind     Kind = "flow"     // a flow, or a step with a name of its own
+	FuncKind     Kind = "func"     // a function
+	SourceKind   Kind = "source"   // a function without input
+	TapKind      Kind = "tap"      // a function that returns its input
+	FilterKind   Kind = "filter"   // a condition
+	SequenceKind Kind = "sequence" // steps one after another
+	GroupKind    Kind = "group"    // steps at the same time
+	EachKind     Kind = "each"     // a step for each element of a slice
+	DispatchKind Kind = "dispatch" // a step of several, by a key
+)
+
+// place is a step in a flow, and what happened there.
+type place struct {
+	kind     Kind
+	name     string
+	path     string // names with slashes between
+	key      string // of a place in a dispatch: what leads to it
+	policy   []string
+	children []*place
+
+	calls, done, failed, skipped, retried atomic.Int64
+
+	timed, total, longest atomic.Int64 // calls whose time was taken, and how long they took, in nanoseconds
+}
+
+// builder makes places of steps.
+type builder struct{ errs []error }
+
+// add makes a place.
+func (b *builder) add(parent *place, kind Kind, name string) *place {
+	p := &place{kind: kind, name: name, path: name}
+	if parent != nil {
+		p.path = strings.Trim(parent.path+"/"+name, "/")
+		parent.children = append(parent.children, p)
+	}
+	return p
+}
+
+// fail notes what is wrong with a place.
+func (b *builder) fail(p *place, format string, args ...any) {
+	b.errs = append(b.errs, &Error{p.path, p.name, fmt.Errorf(format, args...)})
+}
+
+// wrap says where an error is from.
+func (p *place) wrap(err error) error {
+	if errors.Is(err, ErrSkip) {
+		return ErrSkip
+	}
+	return &Error{p.path, p.name, err}
+}
+
+// To take the time costs as much as all else. Of a step that is quick it is
+// taken of each of the first calls, and then of one in so many.
+const (
+	alwaysTimed = 64
+	oneTimed    = 32
+	quick       = 20 * time.Microsecond
+)
+
+var start = time.Now()
+
+// untimed stands for a time that nobody took.
+const untimed = time.Duration(math.MinInt64)
+
+// begin notes the beginning of a call, and returns when that was.
+func (p *place) begin() time.Duration {
+	n := p.calls.Add(1)
+	if n > alwaysTimed && n%oneTimed != 0 && p.longest.Load() < int64(quick) {
+		return untimed
+	}
+	return time.Since(start)
+}
+
+// end notes the end of a call.
+func (p *place) end(since time.Duration, err error) {
+	if since != untimed {
+		took := int64(time.Since(start) - since)
+		p.timed.Add(1)
+		p.total.Add(took)
+		for longest := p.longest.Load(); took > longest && !p.longest.CompareAndSwap(longest, took); longest = p.longest.Load() {
+		}
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, ErrSkip):
+		p.skipped.Add(1)
+	default:
+		p.failed.Add(1)
+	}
+	p.done.Add(1)
+}
+
+// counted is a runner whose calls are a place's. A panic of a function that is no
+// step of its own, such as one of Adapt, is the place's.
+func counted[In, Out any](p *place, run runner[In, Out]) runner[In, Out] {
+	return func(ctx context.Context, in In) (out Out, err error) {
+		since := p.begin()
+		returned := false
+		defer func() {
+			if !returned {
+				err = errExit
+				if v := recover(); v != nil {
+					err = p.wrap(&echo.PanicError{Value: v, Stack: debug.Stack()})
+				}
+			}
+			p.end(since, err)
+		}()
+		out, err = run(ctx, in)
+		returned = true
+		if err != nil {
+			var none Out
+			return none, err
+		}
+		return out, nil
+	}
+}
+
+// Sight is what is at a place in a flow, and what happened there.
+type Sight struct {
+	Kind     Kind     `json:"kind"`
+	Name     string   `json:"name,omitempty"` // "" of a sequence
+	Path     string   `json:"path"`
+	Key      string   `json:"key,omitempty"`    // of a step of a dispatch: what leads to it
+	Policy   []string `json:"policy,omitempty"` // as options say: "timeout 1s"
+	Counts   Counts   `json:"counts"`           // of a sequence, none
+	Children []Sight  `json:"children,omitempty"`
+}
+
+// Counts is what happened at a place, since the flow was made.
+type Counts struct {
+	Calls   int64 `json:"calls"`
+	Running int64 `json:"running"`
+	Failed  int64 `json:"failed"`
+	Skipped int64 `json:"skipped"`
+	Retried int64 `json:"retried"`
+	// Mean and Longest are how long a call takes, retries and the wait for a limit
+	// aside. Of a step that is quick, they are of some of its calls.
+	Mean    time.Duration `json:"mean"`
+	Longest time.Duration `json:"longest"`
+}
+
+func (p *place) sight() Sight {
+	s := Sight{Kind: p.kind, Name: p.name, Path: p.path, Key: p.key, Policy: p.policy}
+	done := p.done.Load() // before calls, or there may seem to be less than none running
+	s.Counts = Counts{
+		Calls: p.calls.Load(), Failed: p.failed.Load(), Skipped: p.skipped.Load(), Retried: p.retried.Load(),
+		Longest: time.Duration(p.longest.Load()),
+	}
+	s.Counts.Running = s.Counts.Calls - done
+	if n := p.timed.Load(); n > 0 {
+		s.Counts.Mean = time.Duration(p.total.Load() / n)
+	}
+	for _, c := range p.children {
+		s.Children = append(s.Children, c.sight())
+	}
+	return s
+}
