@@ -21,6 +21,9 @@ type DispatchError struct{ Key any }
 
 func (e *DispatchError) Error() string { return fmt.Sprintf("no step for the key %v", e.Key) }
 
+// Is makes it an [ErrDispatch].
+func (e *DispatchError) Is(class error) bool { return class == ErrDispatch || class == ErrFlow }
+
 // errExit is the error of a function that called runtime.Goexit, which ended the
 // goroutine of a group.
 var errExit = errors.New("a function ended its goroutine")

@@ -22,6 +22,7 @@ package flow
 import (
 	"context"
 	"errors"
+	"time"
 )
 
 // Flow is a step that can be run.
@@ -30,6 +31,7 @@ type Flow[In, Out any] struct {
 	step Step[In, Out]
 	root *place
 	run  runner[In, Out]
+	text string // that it was parsed from
 }
 
 // New makes a flow of a step. Its error joins all that is wrong with the
@@ -41,7 +43,7 @@ func New[In, Out any](name string, step Step[In, Out]) (*Flow[In, Out], error) {
 	if len(b.errs) > 0 {
 		return nil, errors.Join(b.errs...)
 	}
-	return &Flow[In, Out]{name, step, root, counted(root, run)}, nil
+	return &Flow[In, Out]{name: name, step: step, root: root, run: counted(root, run)}, nil
 }
 
 // Must is New for definitions that are known to be right. It panics if one is not.
@@ -66,6 +68,32 @@ func (f *Flow[In, Out]) Step() Step[In, Out] {
 
 // Name is what the flow was called.
 func (f *Flow[In, Out]) Name() string { return f.name }
+
+// String describes the flow on one line, as that of [Sight] does; one of a text
+// prints as that.
+func (f *Flow[In, Out]) String() string {
+	if f.text != "" {
+		return f.text
+	}
+	return f.Sight().String()
+}
+
+// Forever runs the flow with one input again and again, with a pause between, until
+// a run fails or ctx ends, and returns why.
+func (f *Flow[In, Out]) Forever(ctx context.Context, in In, pause time.Duration) error {
+	for {
+		if _, err := f.Run(ctx, in); err != nil && !errors.Is(err, ErrSkip) {
+			return err
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
 
 // Sight returns what is where in the flow, and what happened there so far.
 func (f *Flow[In, Out]) Sight() Sight { return f.root.sight() }

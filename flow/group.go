@@ -13,7 +13,7 @@ func All[In, Out any](name string, steps ...Step[In, Out]) Step[In, []Out] {
 	return Step[In, []Out]{func(b *builder, parent *place) (runner[In, []Out], *place) {
 		p := b.add(parent, GroupKind, name)
 		if len(steps) == 0 {
-			b.fail(p, "a group has no steps")
+			b.fail(p, ErrEmpty, "a group has no steps")
 		}
 		runs := make([]runner[In, Out], len(steps))
 		for i, s := range steps {
@@ -37,7 +37,7 @@ func Each[In, Out any](name string, limit int, step Step[In, Out]) Step[[]In, []
 	return Step[[]In, []Out]{func(b *builder, parent *place) (runner[[]In, []Out], *place) {
 		p := b.add(parent, EachKind, name)
 		if limit < 0 {
-			b.fail(p, "the limit of Each is negative: %d", limit)
+			b.fail(p, ErrDefinition, "the limit of Each is negative: %d", limit)
 		}
 		run, _ := step.in(b, p)
 		return counted(p, func(ctx context.Context, ins []In) ([]Out, error) {

@@ -57,8 +57,8 @@ func (b *builder) add(parent *place, kind Kind, name string) *place {
 }
 
 // fail notes what is wrong with a place.
-func (b *builder) fail(p *place, format string, args ...any) {
-	b.errs = append(b.errs, &Error{p.path, p.name, fmt.Errorf(format, args...)})
+func (b *builder) fail(p *place, class error, format string, args ...any) {
+	b.errs = append(b.errs, &Error{p.path, p.name, &classified{class, fmt.Sprintf(format, args...)}})
 }
 
 // wrap says where an error is from.

@@ -80,9 +80,9 @@ func With[In, Out any](step Step[In, Out], opts ...Option) Step[In, Out] {
 		how := &policy{attempts: 1}
 		for _, o := range opts {
 			if o == nil {
-				b.fail(p, "an Option is nil")
+				b.fail(p, ErrDefinition, "an Option is nil")
 			} else if err := o(how); err != nil {
-				b.fail(p, "%w", err)
+				b.fail(p, ErrDefinition, "%v", err)
 			}
 		}
 		p.policy = append(p.policy, how.says...)

@@ -24,9 +24,9 @@ func dispatch[K cmp.Ordered, In, Out any](name string, key func(In) K, steps map
 		p := b.add(parent, DispatchKind, name)
 		switch {
 		case key == nil:
-			b.fail(p, "the function for keys is nil")
+			b.fail(p, ErrNotCallable, "the function for keys is nil")
 		case len(steps) == 0 && otherwise == nil:
-			b.fail(p, "a dispatch has no steps")
+			b.fail(p, ErrEmpty, "a dispatch has no steps")
 		}
 		runs := make(map[K]runner[In, Out], len(steps))
 		for _, k := range slices.Sorted(maps.Keys(steps)) {

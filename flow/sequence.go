@@ -33,7 +33,7 @@ func Chain[T any](steps ...Step[T, T]) Step[T, T] {
 	return Step[T, T]{func(b *builder, parent *place) (runner[T, T], *place) {
 		p := b.add(parent, SequenceKind, "")
 		if len(steps) == 0 {
-			b.fail(p, "a sequence has no steps")
+			b.fail(p, ErrEmpty, "a sequence has no steps")
 		}
 		runs := make([]runner[T, T], len(steps))
 		for i, s := range steps {
@@ -56,7 +56,7 @@ func Adapt[A, B, C, D any](in func(A) B, step Step[B, C], out func(C) D) Step[A,
 	return Step[A, D]{func(b *builder, parent *place) (runner[A, D], *place) {
 		run, p := step.in(b, parent)
 		if in == nil || out == nil {
-			b.fail(p, "a function of Adapt is nil")
+			b.fail(p, ErrNotCallable, "a function of Adapt is nil")
 		}
 		return func(ctx context.Context, v A) (none D, err error) {
 			w, err := run(ctx, in(v))

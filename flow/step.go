@@ -21,7 +21,7 @@ type runner[In, Out any] func(context.Context, In) (Out, error)
 // in builds the step as part of a place.
 func (s Step[In, Out]) in(b *builder, parent *place) (runner[In, Out], *place) {
 	if s.build == nil {
-		b.fail(parent, "a step is missing: a Step is made by a function of package flow")
+		b.fail(parent, ErrEmpty, "a step is missing: a Step is made by a function of package flow")
 		return nil, parent
 	}
 	return s.build(b, parent)
@@ -79,9 +79,9 @@ func leaf[In, Out any](kind Kind, name string, missing bool, f func(context.Cont
 		p := b.add(parent, kind, name)
 		switch {
 		case missing:
-			b.fail(p, "the function is nil")
+			b.fail(p, ErrNotCallable, "the function is nil")
 		case name == "":
-			b.fail(p, "a step has no name")
+			b.fail(p, ErrDefinition, "a step has no name")
 		}
 		return func(ctx context.Context, in In) (out Out, err error) {
 			if ctx.Err() != nil {
