@@ -17,6 +17,12 @@
 // flow waits until they have returned and returns an [*Error], which says where
 // it failed. A panic of a function is its error, and so is runtime.Goexit in a
 // group; elsewhere that ends the goroutine that runs the flow.
+//
+// A [Registry] knows functions by name, with names for their arguments. It makes
+// flows of text, which may be in a file of configuration:
+//
+//	f, err := registry.Parse("import", "source, target | compare | s3_logger, notify")
+//	results, err := f.Run(ctx, flow.Values{"day": day})
 package flow
 
 import (
