@@ -84,11 +84,13 @@ func (o *Outbox) Stats(ctx context.Context) (Stats, error) {
 	if o.err != nil {
 		return Stats{}, o.err
 	}
-	s := Stats{Active: o.active.Load() > 0, Sent: o.sent.Load(), Repeated: o.repeated.Load()}
+	var s Stats
 	var ms int64
 	if err := o.db.QueryRowContext(ctx, o.sql.stats).Scan(&s.Waiting, &s.Parked, &ms); err != nil {
 		return Stats{}, fmt.Errorf("outbox: stats: %w", err)
 	}
 	s.Oldest = time.Duration(max(0, ms)) * time.Millisecond
+	// After the table: what is not there any more was counted before.
+	s.Active, s.Sent, s.Repeated = o.active.Load() > 0, o.sent.Load(), o.repeated.Load()
 	return s, nil
 }
