@@ -274,9 +274,12 @@ func TestScanOfTopics(t *testing.T) {
 		c.say(fmt.Sprintf(`{"t":"sub","sid":%d,"topic":"%s"}`, i, topic))
 		frames := c.hear()
 		c.said = nil
-		require.Equal(t, object{"t": "err", "sid": float64(i), "code": 204.}, frames[0])
-		if len(frames) > 1 {
-			require.EqualValues(t, 104, frames[1]["code"])
+		if frames[0]["code"] != 104. { // which may come by itself after the last refusal
+			require.Equal(t, object{"t": "err", "sid": float64(i), "code": 204.}, frames[0])
+			frames = frames[1:]
+		}
+		if len(frames) > 0 {
+			require.EqualValues(t, 104, frames[0]["code"])
 			require.Greater(t, i, 100)
 			break
 		}
