@@ -597,12 +597,8 @@ func (c *consumer) giveBack(rs []transport.Receipt) {
 		return
 	}
 	err := release(c.bus.settling, c.sub, rs)
-	late := 0
+	late := failed(len(rs), err)
 	if err != nil {
-		late = len(rs)
-		if e, alone := lostBy(err); alone {
-			late = len(e.Lost)
-		}
 		c.bus.cfg.logger.Warn("echo: giving back failed, messages will come again when their leases end", "topic", c.topic, "group", c.cfg.Group, "messages", late, "error", err)
 	}
 	if c.draining.Load() {

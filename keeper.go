@@ -75,12 +75,8 @@ func (c *consumer) flush() int {
 // comes again.
 func (c *consumer) ack(rs []transport.Receipt) {
 	err := c.acker.Ack(c.bus.settling, rs)
-	late := 0
+	late := failed(len(rs), err)
 	if err != nil {
-		late = len(rs)
-		if e, alone := lostBy(err); alone {
-			late = len(e.Lost)
-		}
 		c.bus.cfg.logger.Warn("echo: acknowledging failed, messages will come again", "topic", c.topic, "group", c.cfg.Group, "messages", late, "error", err)
 	}
 	if c.draining.Load() {
@@ -149,6 +145,18 @@ func (c *consumer) extend() time.Duration {
 func lostBy(err error) (late *transport.LeaseError, alone bool) {
 	late, _ = errors.AsType[*transport.LeaseError](err)
 	return late, late != nil && err == error(late)
+}
+
+// failed is how many of n deliveries were not settled.
+func failed(n int, err error) int {
+	late, alone := lostBy(err)
+	switch {
+	case err == nil:
+		return 0
+	case alone:
+		return len(late.Lost)
+	}
+	return n
 }
 
 // lose notes whose leases are lost, and ends the contexts of their handlers.

@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/echobus/echo"
 	"github.com/echobus/echo/internal/faultproxy"
 	"github.com/echobus/echo/internal/policytest"
 	"github.com/echobus/echo/internal/redistest"
@@ -182,6 +183,55 @@ func TestLinksThatBreakToOneNode(t *testing.T) {
 	mem := memstream.New()
 	defer mem.Close()
 	assert.Zero(t, brokenLinks(t, newNodes(t, mem).cuts()))
+}
+
+// Links break while keys fail, and the consumer is paused time and again: within
+// a key nothing is passed by.
+func TestOrderSurvivesLinksThatBreak(t *testing.T) {
+	const keys, each = 4, 1000
+	mem := memstream.New()
+	t.Cleanup(func() { mem.Close() })
+	n := newNodes(t, mem)
+	bus := echo.New(echo.WithTransport(n.dial(t)))
+	direct := echo.New(echo.WithTransport(transport.KeepOpen(mem)))
+	numbers := echo.NewTopic[int]("n", echo.WithKeyFunc(func(i int) string { return strconv.Itoa(i % keys) }))
+	for i := range keys * each {
+		require.NoError(t, echo.NewProducer(direct, numbers).Publish(t.Context(), i))
+	}
+	c, err := echo.Subscribe(t.Context(), bus, numbers, echo.WithGroup("g"), echo.WithConcurrency(3), echo.WithPrefetch(64, 0),
+		echo.WithRetry(echo.Retry{Table: []time.Duration{time.Millisecond}}))
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	n.proxy.Storm(5*time.Millisecond, 60*time.Millisecond, 1)
+	var pausing sync.WaitGroup
+	pausing.Go(func() {
+		for ctx.Err() == nil {
+			time.Sleep(time.Duration(rand.IntN(6)) * time.Millisecond)
+			c.Pause()
+			c.Resume()
+		}
+	})
+	var mu sync.Mutex
+	next, done := map[string]int{}, 0
+	require.NoError(t, c.Run(ctx, func(_ context.Context, m echo.Message[int]) error {
+		if rand.IntN(30) == 0 {
+			return errors.New("oops")
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		i := m.Value / keys
+		assert.LessOrEqual(t, i, next[m.Key], "key %s, attempt %d", m.Key, m.Attempt)
+		if i == next[m.Key] {
+			next[m.Key]++
+			if done++; done == keys*each {
+				cancel()
+			}
+		}
+		return nil
+	}))
+	pausing.Wait()
+	assert.Equal(t, keys*each, done)
 }
 
 func TestLinksThatBreakOverRedis(t *testing.T) {
