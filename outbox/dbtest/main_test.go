@@ -57,7 +57,9 @@ func open(t testing.TB, kind, dsn string) *database {
 }
 
 func sqlite(t testing.TB) *database {
-	return open(t, "SQLite", "file:"+filepath.Join(t.TempDir(), "db")+"?_txlock=immediate&_pragma=busy_timeout(30000)&_pragma=journal_mode(WAL)")
+	db := open(t, "SQLite", "file:"+filepath.Join(t.TempDir(), "db")+"?_txlock=immediate&_pragma=busy_timeout(30000)&_pragma=journal_mode(WAL)")
+	require.NoError(t, db.Ping()) // SQLite does not wait to make a database WAL, so one connection does it first
+	return db
 }
 
 func postgres(t testing.TB) *database {
