@@ -58,6 +58,10 @@ type consumer struct {
 	armed  bool          // the keeper will have a turn
 	closed bool
 
+	done      chan struct{} // of Done, nil if nobody asked
+	later     int           // messages that handlers left to be settled
+	allParted chan struct{} // closed when there are none of these, if somebody waits for it
+
 	unlimited bool // the drain timeout does not apply
 }
 
@@ -277,6 +281,7 @@ func (c *consumer) stop() {
 		return
 	}
 	c.draining.Store(true)
+	c.tellDone()
 	c.mu.Lock()
 	u := c.use
 	c.mu.Unlock()
@@ -531,11 +536,16 @@ func (c *consumer) adapt(f *fetch) {
 func (c *consumer) retire(f *fetch, rs []transport.Receipt) []transport.Receipt {
 	c.mu.Lock()
 	i := slices.Index(c.active, f)
-	if i >= 0 {
-		c.active = slices.Delete(c.active, i, i+1)
+	reusable := false
+	if f.parked = f.later > 0; f.parked { // the keeper goes on with it
+		rs = f.receipts(rs[:0], handled)
+	} else {
+		if i >= 0 {
+			c.active = slices.Delete(c.active, i, i+1)
+		}
+		rs, reusable = f.finished(rs[:0])
 	}
 	c.mu.Unlock()
-	rs, reusable := f.finished(rs[:0])
 	if len(rs) > 0 {
 		rs = c.ackSoon(rs)
 	}

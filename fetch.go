@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -35,6 +36,8 @@ type fetch struct {
 	lane   *lane         // who runs all of it, if one lane does
 	left   atomic.Int32  // messages that are not concluded, nor in lines, by several lanes
 	byHand bool          // its messages are settled by a loop, not by Run
+	later  int           // messages that handlers left to be settled; the consumer's mu guards it
+	parked bool          // nothing else keeps it active; the same
 	since  time.Duration // when it was received
 	kept   time.Duration // when leases were last extended
 }
@@ -43,6 +46,7 @@ type slot struct {
 	state atomic.Uint32 // generation and state
 	back  bool          // it was settled by hand, and not as done; written before state is gone
 	acked bool          // it was acknowledged by hand; written before state is gone
+	later bool          // its handler left it to be settled; written while it is settling
 	lane  *lane         // who runs it, if the fetch has several; written before it runs
 }
 
@@ -72,6 +76,7 @@ func (f *fetch) begin(n int, now time.Duration, byHand bool) {
 	f.left.Store(int32(n))
 	f.since, f.kept = now, now
 	f.lane, f.byHand = nil, byHand
+	f.later, f.parked = 0, false
 }
 
 // split makes message i of f a fetch of its own, for a lane to keep, and changes
@@ -178,21 +183,47 @@ func (f *fetch) delivery(i int) delivery { return delivery{f, uint32(i), f.gen} 
 
 var errNotReceived = errors.New("message was not received from a consumer")
 
-// claim moves the delivery from running to settling. ok is false when that is
-// not this caller's to do; err says then whether it matters.
-func (d delivery) claim() (r transport.Receipt, ok bool, err error) {
+// claim moves the delivery from running to settling, once nobody else is at it.
+// ok is false when that is not this caller's to do; err says then whether it matters.
+func (d delivery) claim(ctx context.Context) (r transport.Receipt, ok bool, err error) {
+	for n := 0; ; n++ {
+		var busy bool
+		if r, ok, busy, err = d.tryClaim(); !busy {
+			return r, ok, err
+		}
+		if err := ctx.Err(); err != nil {
+			return r, false, err
+		}
+		waitABit(n)
+	}
+}
+
+// tryClaim is claim without waiting for who is at the message, busy: that may
+// fail, or be an extension.
+func (d delivery) tryClaim() (r transport.Receipt, ok, busy bool, err error) {
 	if d.f == nil {
-		return r, false, errNotReceived
+		return r, false, false, errNotReceived
 	}
 	slot := &d.f.slots[d.i]
 	if slot.state.CompareAndSwap(d.gen|running, d.gen|settling) {
-		return d.f.buf[d.i].Receipt(), true, nil
+		return d.f.buf[d.i].Receipt(), true, false, nil
 	}
 	switch slot.state.Load() {
 	case d.gen | losing, d.gen | lost:
-		return r, false, ErrLeaseLost
+		return r, false, false, ErrLeaseLost
+	case d.gen | running, d.gen | settling:
+		return r, false, true, nil
 	}
-	return r, false, nil
+	return r, false, false, nil
+}
+
+// waitABit is what to do for the n-th time while somebody else is at a message.
+func waitABit(n int) {
+	if n < 100 {
+		runtime.Gosched()
+	} else {
+		time.Sleep(min(time.Duration(n)*time.Microsecond, 5*time.Millisecond))
+	}
 }
 
 // settled ends what claim began: err is the outcome. When the transport could
@@ -208,17 +239,18 @@ func (d delivery) settled(err error) error {
 	if state == running {
 		d.f.slots[d.i].back = false
 	}
-	if state != running && d.f.byHand {
-		d.f.c.inHand.Add(-1)
+	if state == running {
+		d.f.slots[d.i].state.Store(d.gen | running)
+	} else {
+		d.leave(state)
 	}
-	d.f.slots[d.i].state.Store(d.gen | state)
 	return err
 }
 
-// done notes that message i, which a loop yielded, was acknowledged. It is
-// still being settled, so that the fetch is not used again meanwhile.
+// done notes that message i, which a loop yielded or a handler left, is done. It
+// is still being settled, so that the fetch is not used again meanwhile.
 func (f *fetch) done(i int) {
-	if !f.byHand {
+	if !f.byHand && !f.slots[i].later {
 		f.slots[i].acked = true
 		return
 	}
@@ -229,7 +261,7 @@ func (f *fetch) done(i int) {
 }
 
 func (d delivery) ack(ctx context.Context) error {
-	r, ok, err := d.claim()
+	r, ok, err := d.claim(ctx)
 	if !ok {
 		return err
 	}
@@ -241,7 +273,7 @@ func (d delivery) ack(ctx context.Context) error {
 
 // drop acknowledges a message that nobody handles.
 func (d delivery) drop(ctx context.Context) error {
-	r, ok, err := d.claim()
+	r, ok, err := d.claim(ctx)
 	if !ok {
 		return err
 	}
@@ -253,7 +285,7 @@ func (d delivery) reject(ctx context.Context, reason string, why error) error {
 	if d.f != nil && d.f.c.letters {
 		return fmt.Errorf("dead letters have no dead letters: %w", errors.ErrUnsupported)
 	}
-	_, ok, err := d.claim()
+	_, ok, err := d.claim(ctx)
 	if !ok {
 		return err
 	}
@@ -261,14 +293,13 @@ func (d delivery) reject(ctx context.Context, reason string, why error) error {
 	d.f.slots[d.i].back = true
 	err = d.f.c.bury(ctx, m, reason, why)
 	if err != nil && !errors.Is(err, ErrLeaseLost) {
-		d.f.c.bus.cfg.logger.Error("echo: dead letter refused, message stays", "topic", d.f.c.topic, "group", d.f.c.cfg.Group,
-			"id", m.ID, "reason", reason, "error", err)
+		d.f.c.logRefusal(m, reason, err)
 	}
 	return d.settled(err)
 }
 
 func (d delivery) nack(ctx context.Context, delay time.Duration) error {
-	r, ok, err := d.claim()
+	r, ok, err := d.claim(ctx)
 	if !ok {
 		return err
 	}
@@ -277,7 +308,7 @@ func (d delivery) nack(ctx context.Context, delay time.Duration) error {
 }
 
 func (d delivery) extend(ctx context.Context, by time.Duration) error {
-	r, ok, err := d.claim()
+	r, ok, err := d.claim(ctx)
 	if !ok {
 		return err
 	}
@@ -292,32 +323,49 @@ func (d delivery) extend(ctx context.Context, by time.Duration) error {
 	return err
 }
 
-var errNotAcked = errors.New("message was not acknowledged")
+var errNotSettled = errors.New("message was not settled")
 
-// ackAll settles by hand the deliveries that are not settled yet, all of one consumer.
-func ackAll(ctx context.Context, ds []delivery) error {
+// settleAll settles by hand the deliveries that are not settled yet, all of one
+// consumer. done is called for each that was, before that is known.
+func settleAll(ctx context.Context, ds []delivery, settle func(*consumer, []transport.Receipt) error, done func(delivery)) error {
 	var rs []transport.Receipt
-	var mine []delivery
+	var mine, others []delivery
 	var late error
 	for _, d := range ds {
-		r, ok, err := d.claim()
-		if ok {
+		r, ok, busy, err := d.tryClaim()
+		switch {
+		case ok:
 			rs, mine = append(rs, r), append(mine, d)
-		} else if err != nil {
+		case busy:
+			others = append(others, d)
+		case err != nil:
 			late = err
 		}
 	}
-	if len(rs) == 0 {
-		return late
+	err := settleClaimed(rs, mine, settle, done)
+	for _, d := range others { // one by one: whoever is at them may be waiting for ours
+		r, ok, e := d.claim(ctx)
+		if ok {
+			e = settleClaimed([]transport.Receipt{r}, []delivery{d}, settle, done)
+		}
+		err = errors.Join(err, e)
 	}
-	err := mine[0].f.c.acker.Ack(ctx, rs)
+	return errors.Join(err, late)
+}
+
+// settleClaimed settles what settleAll has claimed.
+func settleClaimed(rs []transport.Receipt, mine []delivery, settle func(*consumer, []transport.Receipt) error, done func(delivery)) error {
+	if len(rs) == 0 {
+		return nil
+	}
+	err := settle(mine[0].f.c, rs)
 	lost, alone := lostBy(err)
 	others := err // the outcome of those that were not lost
 	switch {
 	case alone:
 		others = nil
 	case lost != nil:
-		others = errNotAcked
+		others = errNotSettled
 	}
 	for i, d := range mine {
 		if lost != nil && lost.Has(rs[i]) {
@@ -325,9 +373,9 @@ func ackAll(ctx context.Context, ds []delivery) error {
 			continue
 		}
 		if others == nil {
-			d.f.done(int(d.i))
+			done(d)
 		}
 		d.settled(others)
 	}
-	return errors.Join(err, late)
+	return err
 }

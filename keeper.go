@@ -162,6 +162,7 @@ func failed(n int, err error) int {
 // lose notes whose leases are lost, and ends the contexts of their handlers.
 func (c *consumer) lose(e *transport.LeaseError) {
 	n := 0
+	var parted []*fetch
 	c.mu.Lock()
 	for _, f := range c.active {
 		for i := range f.msgs {
@@ -178,12 +179,19 @@ func (c *consumer) lose(e *transport.LeaseError) {
 				}
 			case f.move(i, running, losing):
 				n++
-				f.laneOf(i).cancel(ErrLeaseLost)
+				if f.slots[i].later {
+					parted = append(parted, f)
+				} else {
+					f.laneOf(i).cancel(ErrLeaseLost)
+				}
 				f.slots[i].state.Store(f.gen | lost)
 			}
 		}
 	}
 	c.mu.Unlock()
+	for _, f := range parted {
+		c.parted(f)
+	}
 	if n > 0 {
 		c.bus.cfg.logger.Warn("echo: leases lost, messages go to the group again", "topic", c.topic, "group", c.cfg.Group, "messages", n)
 	}

@@ -4,7 +4,6 @@ import (
 	"container/heap"
 	"context"
 	"errors"
-	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -266,7 +265,7 @@ func (l *lane) do() {
 	if l.named = l.from != nil && l.from.named; l.named {
 		l.name = c.nameOf(&l.f.msgs[l.i])
 	}
-	s.back, s.acked = false, false
+	s.back, s.acked, s.later = false, false, false
 	if l.f.state(l.i) == buffered {
 		switch {
 		case l.r.receive.Err() != nil:
@@ -386,15 +385,21 @@ func (l *lane) call() {
 func (l *lane) conclude() {
 	c, called := l.r.c, l.called
 	l.called = false
-	draining := c.draining.Load()
-	if called && draining {
+	later := called && l.err != nil && errors.Is(plain(l.err), ErrLater)
+	if later {
+		l.err = ErrLater
+	}
+	if called && !later && c.draining.Load() {
 		c.completed.Add(1)
 	}
-	if called && l.err != nil {
+	if called && !later && l.err != nil {
 		c.count.failed.Add(1)
 	}
 	var again *line
 	for !l.settle(&again) && l.waitOut() { // the keeper cancels our context, or a goroutine that the handler left settles
+	}
+	if later && l.f.slots[l.i].acked { // before it was left to be
+		c.count.handled.Add(1)
 	}
 	l.passed(called && l.err == nil, again)
 }
@@ -408,6 +413,9 @@ func (l *lane) settle(again **line) bool {
 			l.r.c.rouse()
 		}
 		return done
+	}
+	if l.err == ErrLater {
+		return l.part()
 	}
 	if !l.claim() {
 		return false
@@ -423,14 +431,10 @@ func (l *lane) claim() bool { return l.f.move(l.i, running, settling) }
 // the lane's then.
 func (l *lane) waitOut() bool {
 	for n := 0; ; n++ {
-		switch s := l.f.state(l.i); {
-		case s != losing && s != settling:
+		if s := l.f.state(l.i); s != losing && s != settling {
 			return s == running
-		case n < 100:
-			runtime.Gosched()
-		default:
-			time.Sleep(min(time.Duration(n)*time.Microsecond, 5*time.Millisecond))
 		}
+		waitABit(n)
 	}
 }
 
@@ -439,12 +443,9 @@ func (l *lane) waitOut() bool {
 func (l *lane) fail() *line {
 	c, m := l.r.c, &l.f.msgs[l.i]
 	var dead error
-	reason, wait := c.cfg.retry.judge(m.Attempt, l.err)
-	if c.letters && reason != "" { // nobody rejects a dead letter
-		reason, wait = "", c.cfg.retry.wait(m.Attempt)
-	}
+	reason, wait := c.judge(m, l.err)
 	if reason != "" {
-		if l.bury(reason) {
+		if l.f.delivery(l.i).bury(reason, l.err) {
 			return nil
 		}
 		if dead = l.err; l.from == nil || l.from.dead == nil {
@@ -456,13 +457,12 @@ func (l *lane) fail() *line {
 	if stopped && m.Key != "" { // whoever goes on begins with it
 		wait = 0
 	}
-	c.bus.cfg.logger.Warn("echo: handler failed, message will come again", "topic", c.topic, "group", c.cfg.Group,
-		"id", m.ID, "attempt", m.Attempt, "after", wait, "error", l.err)
+	c.logFailure(m, wait, l.err)
 	// What was tried again here stays, as the group knows nothing of that.
 	if !stopped && (m.Key != "" || l.from != nil || wait < inPlace && l.staysHere(m)) {
 		return l.wait(wait, dead, false)
 	}
-	l.giveBack(wait)
+	l.f.delivery(l.i).giveBack(wait)
 	return nil
 }
 
@@ -471,36 +471,5 @@ func (l *lane) staysHere(m *transport.Message) bool {
 	return l.r.c.cfg.retry.brief(m.Attempt) && l.inLine < l.r.c.cfg.MaxPending/(2*l.r.c.cfg.concurrency)
 }
 
-// bury makes the claimed message a dead letter, and reports whether it needs to
-// be tried again no more.
-func (l *lane) bury(reason string) bool {
-	c, m := l.r.c, &l.f.msgs[l.i]
-	err := c.bury(c.bus.settling, m, reason, l.err)
-	switch {
-	case err == nil:
-		l.f.slots[l.i].state.Store(l.f.gen | gone)
-		return true
-	case errors.Is(err, ErrLeaseLost):
-		l.f.slots[l.i].state.Store(l.f.gen | lost)
-		return true
-	}
-	c.bus.cfg.logger.Error("echo: dead letter refused, message stays", "topic", c.topic, "group", c.cfg.Group,
-		"id", m.ID, "reason", reason, "error", err)
-	return false
-}
-
 // forever is longer than anything waits.
 const forever = 100 * 365 * 24 * time.Hour
-
-// giveBack gives the claimed message to its group again.
-func (l *lane) giveBack(delay time.Duration) {
-	c := l.r.c
-	l.f.slots[l.i].state.Store(l.f.gen | gone)
-	err := c.nacker.Nack(c.bus.settling, []transport.Receipt{l.f.msgs[l.i].Receipt()}, min(delay, forever))
-	if err != nil {
-		c.bus.cfg.logger.Warn("echo: giving back failed, message will come again when its lease ends", "topic", c.topic, "group", c.cfg.Group,
-			"id", l.f.msgs[l.i].ID, "error", err)
-	} else if c.draining.Load() {
-		c.givenBack.Add(1)
-	}
-}

@@ -135,15 +135,14 @@ func (l *lane) abandon() {
 func (l *lane) dissolve(from *line) (fresh []transport.Receipt) {
 	c := l.r.c
 	for k, f := range from.items {
-		l.item = item{f, 0}
 		switch {
 		case f.move(0, buffered, gone), k == 0 && from.afresh && f.move(0, waiting, gone):
 			fresh = append(fresh, f.msgs[0].Receipt())
 		case !f.move(0, waiting, settling):
 		case from.key != "": // whoever goes on begins with it
-			l.giveBack(0)
+			f.delivery(0).giveBack(0)
 		default:
-			l.giveBack(max(0, from.at-clock()))
+			f.delivery(0).giveBack(max(0, from.at-clock()))
 		}
 	}
 	if from.named {

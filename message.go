@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/echobus/echo/transport"
 )
 
 // Message is a message that arrived. A handler gets it by value and may keep
@@ -81,17 +83,21 @@ type Batch[M any] []Message[M]
 // Ack settles as done every message of the batch that is not settled yet. An
 // error that wraps [ErrLeaseLost] says that some came too late.
 func (b Batch[M]) Ack(ctx context.Context) error {
-	if len(b) == 0 {
-		return nil
+	err := settleAll(ctx, b.deliveries(),
+		func(c *consumer, rs []transport.Receipt) error { return c.acker.Ack(ctx, rs) },
+		func(d delivery) { d.f.done(int(d.i)) })
+	if err != nil {
+		return fmt.Errorf("echo: ack %d messages of %s: %w", len(b), b[0].Topic, err)
 	}
+	return nil
+}
+
+func (b Batch[M]) deliveries() []delivery {
 	ds := make([]delivery, len(b))
 	for i := range b {
 		ds[i] = b[i].d
 	}
-	if err := ackAll(ctx, ds); err != nil {
-		return fmt.Errorf("echo: ack %d messages of %s: %w", len(b), b[0].Topic, err)
-	}
-	return nil
+	return ds
 }
 
 // Handler handles one message: nil means done, an error that it shall be

@@ -57,11 +57,12 @@ func (c *consumer) run(ctx context.Context, make func() handling) error {
 		u.prepare()
 		err = u.work(f, make())
 	}
-	if err != nil && !u.closing(err) {
-		u.end()
+	fatal := err != nil && !u.closing(err)
+	u.awaitLater()
+	u.end()
+	if fatal {
 		return errors.Join(err, c.close())
 	}
-	u.end()
 	return c.close()
 }
 

@@ -2,6 +2,7 @@ package echotel
 
 import (
 	"context"
+	"errors"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -142,7 +143,7 @@ func (t *Telemetry) processClock(ctx context.Context) time.Time {
 func (p *processing) end(err error) {
 	m, l := &p.t.metrics, p.topic.processed
 	times := !p.begun.IsZero()
-	if err != nil {
+	if err != nil && !errors.Is(err, echo.ErrLater) {
 		kind := errorType(err)
 		l = m.processLabels(p.topic.name, p.topic.group, kind)
 		fail(p.span, err, kind)

@@ -22,7 +22,7 @@ import (
 // Run checks echo over the transports that open returns, a new and empty one
 // each time. It closes them.
 func Run(t *testing.T, open func(testing.TB) transport.Transport) {
-	for _, p := range slices.Concat(retries, deadLetters, terms, schemas, calls, sight, patterns) {
+	for _, p := range slices.Concat(retries, laters, deadLetters, terms, schemas, calls, sight, patterns) {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
 			tr := open(t)
