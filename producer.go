@@ -171,6 +171,14 @@ func (p *Producer[M]) ready() error {
 	return nil
 }
 
+// Topic is the name of the producer's topic, "" without one.
+func (p *Producer[M]) Topic() string {
+	if p.topic == nil {
+		return ""
+	}
+	return p.topic.name
+}
+
 func (p *Producer[M]) topicName() string {
 	if p.topic == nil {
 		return "nil topic"

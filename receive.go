@@ -35,6 +35,9 @@ func (c *Consumer[M]) Close() error {
 	return c.core.close()
 }
 
+// Topic is the name of the consumer's topic, or the pattern.
+func (c *Consumer[M]) Topic() string { return c.core.topic }
+
 // Pause stops the consumer from taking messages until Resume. What it had
 // fetched and not begun goes back to its group; handlers under way go on, and
 // what waits to be tried again goes back when it is due. Other members of the

@@ -164,6 +164,9 @@ func (r *rejection) Error() string {
 
 func (r *rejection) Unwrap() error { return r.err }
 
+// Rejected tells packages that retry by themselves, as net.Error's Timeout does.
+func (r *rejection) Rejected() bool { return true }
+
 type retryAfter struct {
 	d   time.Duration
 	err error

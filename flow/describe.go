@@ -15,11 +15,19 @@ func (s Sight) String() string {
 	switch s.Kind {
 	case SequenceKind:
 		return strings.Join(texts(s.inSequence()), " | ")
-	case GroupKind, EachKind, DispatchKind:
+	case PipelineKind:
+		return strings.Join(texts(s.inSequence()), " | ")
+	case TopicKind:
+		return "from " + s.Name
+	case PublishKind:
+		return "to " + s.Name
+	case BatchKind, WindowKind, ParallelKind:
+		return string(s.Kind) + " " + s.Name
+	case GroupKind, EachKind, DispatchKind, UnionKind, JoinKind:
 		members := make([]string, len(s.Children))
 		for i, c := range s.Children {
 			members[i] = c.String()
-			if c.Kind == SequenceKind {
+			if c.Kind == SequenceKind && len(c.inSequence()) > 1 {
 				members[i] = "(" + members[i] + ")"
 			}
 			if c.Key != "" {
@@ -68,6 +76,8 @@ func (s Sight) Mermaid() string {
 		switch n.kind {
 		case DispatchKind, FilterKind:
 			open, end = "{", "}"
+		case TopicKind, PublishKind:
+			open, end = "[(", ")]"
 		case EachKind:
 			open, end = "[[", "]]"
 		}
@@ -94,6 +104,8 @@ func (s Sight) DOT() string {
 		switch n.kind {
 		case DispatchKind, FilterKind:
 			shape = ", shape=diamond"
+		case TopicKind, PublishKind:
+			shape = ", shape=cylinder"
 		case EachKind:
 			shape = ", shape=box3d"
 		}
@@ -135,16 +147,19 @@ func draw(s Sight) *drawing {
 // edges of from, to is missing.
 func (g *drawing) walk(s Sight, from []edge) (ends []edge) {
 	switch s.Kind {
-	case FlowKind, SequenceKind:
+	case FlowKind, SequenceKind, PipelineKind:
 		for _, c := range s.Children {
 			from = g.walk(c, from)
 		}
 		return from
-	case GroupKind:
+	case GroupKind, UnionKind, JoinKind:
 		for _, c := range s.Children {
 			ends = append(ends, g.walk(c, from)...)
 		}
-		return ends
+		if s.Kind != JoinKind {
+			return ends
+		}
+		from, s.Children = ends, nil
 	}
 	at := len(g.nodes)
 	g.nodes = append(g.nodes, node{s.Kind, s.label()})
@@ -164,6 +179,10 @@ func (g *drawing) walk(s Sight, from []edge) (ends []edge) {
 // label is the name of a place and what happened there.
 func (s Sight) label() string {
 	lines := []string{s.Name}
+	switch s.Kind {
+	case BatchKind, WindowKind, ParallelKind:
+		lines[0] = string(s.Kind) + " " + s.Name
+	}
 	lines = append(lines, s.Policy...)
 	c := s.Counts
 	var counts []string

@@ -27,6 +27,15 @@ const (
 	GroupKind    Kind = "group"    // steps at the same time
 	EachKind     Kind = "each"     // a step for each element of a slice
 	DispatchKind Kind = "dispatch" // a step of several, by a key
+	PublishKind  Kind = "publish"  // what publishes to a topic
+
+	PipelineKind Kind = "pipeline" // a stream that runs
+	TopicKind    Kind = "topic"    // a topic that messages come from
+	BatchKind    Kind = "batch"    // elements together, as they come
+	WindowKind   Kind = "window"   // elements together, by time, number and key
+	JoinKind     Kind = "join"     // elements of two streams together
+	UnionKind    Kind = "union"    // elements of several streams
+	ParallelKind Kind = "parallel" // elements at the same time
 )
 
 // place is a step in a flow, and what happened there.
@@ -101,7 +110,7 @@ func (p *place) end(since time.Duration, err error) {
 		}
 	}
 	switch {
-	case err == nil:
+	case err == nil, err == echo.ErrLater:
 	case errors.Is(err, ErrSkip):
 		p.skipped.Add(1)
 	default:
