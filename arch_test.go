@@ -40,10 +40,11 @@ var mayImport = map[string][]string{
 	"echotest": {".", "transport", "memstream"}, // no testify: other people import it
 
 	// Built on echo; they know neither each other nor a driver.
-	"flow":     {".", "transport"},
-	"dispatch": {".", "transport"},
-	"journal":  {".", "transport"},
-	"channel":  {".", "transport"},
+	"flow":      {".", "transport"},
+	"flow/page": {"flow"},
+	"dispatch":  {".", "transport"},
+	"journal":   {".", "transport"},
+	"channel":   {".", "transport"},
 
 	// Programs, not libraries.
 	// A suite that several packages' tests run.

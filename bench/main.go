@@ -106,7 +106,7 @@ type suite struct {
 // peer is a module whose version goes on the page.
 type peer struct{ name, module string }
 
-var suites = []suite{memorySuite, redisSuite, wsSuite, policySuite}
+var suites = []suite{memorySuite, redisSuite, wsSuite, policySuite, flowSuite}
 
 func suiteNames() string {
 	names := make([]string, len(suites))

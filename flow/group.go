@@ -39,8 +39,9 @@ func Each[In, Out any](name string, limit int, step Step[In, Out]) Step[[]In, []
 		if limit < 0 {
 			b.fail(p, ErrDefinition, "the limit of Each is negative: %d", limit)
 		}
-		run, _ := step.in(b, p)
+		run, each := step.in(b, p)
 		return counted(p, func(ctx context.Context, ins []In) ([]Out, error) {
+			each.given.Add(int64(len(ins)))
 			outs := &results[Out]{all: make([]Out, len(ins))}
 			most := limit
 			if most == 0 {

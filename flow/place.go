@@ -47,7 +47,7 @@ type place struct {
 	policy   []string
 	children []*place
 
-	calls, done, failed, skipped, retried atomic.Int64
+	calls, done, failed, skipped, retried, given atomic.Int64
 
 	timed, total, longest atomic.Int64 // calls whose time was taken, and how long they took, in nanoseconds
 }
@@ -162,17 +162,23 @@ type Counts struct {
 	Failed  int64 `json:"failed"`
 	Skipped int64 `json:"skipped"`
 	Retried int64 `json:"retried"`
+	Given   int64 `json:"given,omitempty"` // of the step of an [Each]: elements that it was given, to be called for each
 	// Mean and Longest are how long a call takes, retries and the wait for a limit
 	// aside. Of a step that is quick, they are of some of its calls.
 	Mean    time.Duration `json:"mean"`
 	Longest time.Duration `json:"longest"`
 }
 
+// Done is how many inputs the place is done with: calls that have ended, attempts
+// that were followed by another aside.
+func (c Counts) Done() int64 { return c.Calls - c.Running - c.Retried }
+
 func (p *place) sight() Sight {
 	s := Sight{Kind: p.kind, Name: p.name, Path: p.path, Key: p.key, Policy: p.policy}
-	done := p.done.Load() // before calls, or there may seem to be less than none running
+	retried := p.retried.Load() // before the others, or less than none may seem to be done,
+	done := p.done.Load()       // or running
 	s.Counts = Counts{
-		Calls: p.calls.Load(), Failed: p.failed.Load(), Skipped: p.skipped.Load(), Retried: p.retried.Load(),
+		Calls: p.calls.Load(), Failed: p.failed.Load(), Skipped: p.skipped.Load(), Retried: retried, Given: p.given.Load(),
 		Longest: time.Duration(p.longest.Load()),
 	}
 	s.Counts.Running = s.Counts.Calls - done

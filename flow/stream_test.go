@@ -197,7 +197,9 @@ func TestStreamAcknowledgesAfterAllOutputs(t *testing.T) {
 
 func TestStreamKeepsTheOrderOfKeys(t *testing.T) {
 	for name, through := range map[string]func(p *plumbing) flow.Stream[event]{
-		"of messages": func(p *plumbing) flow.Stream[event] { return flow.FromTopic(p.consumer(events, echo.WithConcurrency(8))) },
+		"of messages": func(p *plumbing) flow.Stream[event] {
+			return flow.FromTopic(p.consumer(events, echo.WithConcurrency(8)))
+		},
 		"of its own": func(p *plumbing) flow.Stream[event] {
 			return flow.Parallel(flow.FromTopic(p.consumer(events)), 8, func(e event) string { return fmt.Sprint(e.N % 10) })
 		},
