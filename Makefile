@@ -8,7 +8,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 # Modules of their own, with what users of the library shall not require.
-NESTED := bench outbox/dbtest examples/outbox
+NESTED := bench outbox/dbtest examples/outbox examples/flow-etl
 # How long each fuzz target runs.
 FUZZTIME ?= 60s
 # The database of known vulnerabilities, or a mirror of it.
@@ -67,12 +67,14 @@ bench: setup ## Compare with the peers and write docs/performance*.md (ten minut
 	cd bench && go run . -suite redis -o ../docs/performance-redis.md
 	cd bench && go run . -suite ws -o ../docs/performance-websocket.md
 	cd bench && go run . -suite policy -o ../docs/performance-policy.md
+	cd bench && go run . -suite flow -o ../docs/performance-flow.md
 
-bench-quick: setup ## The same comparisons in two minutes, printed only
+bench-quick: setup ## The same comparisons in three minutes, printed only
 	cd bench && go run . -suite memory -quick
 	cd bench && go run . -suite redis -quick
 	cd bench && go run . -suite ws -quick
 	cd bench && go run . -suite policy -quick
+	cd bench && go run . -suite flow -quick
 
 # go test fuzzes one target of one package at a time.
 fuzz: ## Run every fuzz target for FUZZTIME (60s) each

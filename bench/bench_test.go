@@ -480,6 +480,27 @@ func TestMeasureRedis(t *testing.T) {
 	testWellFormed(t, svg)
 }
 
+func TestMeasureFlow(t *testing.T) {
+	r := &report{suite: flowSuite, command: "go run . -suite flow", machine: thisMachine(flowSuite.peers)}
+	r.plan = plan{rounds: fewest, round: 5 * time.Millisecond, tuned: true}
+	var out strings.Builder
+	if err := measureFlow(&out, r); err != nil {
+		t.Fatal(err)
+	}
+	r.print(&out)
+	testRatioLines(t, out.String(), r.results, []string{"flow/group8/errgroup", "flow/stream/handwritten", "flow/batch/handwritten"})
+	for _, line := range []string{`OVER flow/group8 -?\d+\.\d\d µs over errgroup`, `STEP flow/sequence -?\d+ ns over calling the function, \d allocations`} {
+		if !regexp.MustCompile(`(?m)^` + line + `$`).MatchString(out.String()) {
+			t.Errorf("no line %s in\n%s", line, &out)
+		}
+	}
+	page := filepath.Join(t.TempDir(), flowSuite.page)
+	if err := r.write(page); err != nil {
+		t.Fatal(err)
+	}
+	testPage(t, page, []string{"# What flows cost\n", "](performance-flow.svg)", "| flow/batch/handwritten | ", "| errgroup | v", "## A step\n"})
+}
+
 func TestMonitor(t *testing.T) {
 	t.Parallel()
 	s := testServer(t)

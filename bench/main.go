@@ -49,7 +49,8 @@ The suite redis needs a redis-server to start. It also prints lines
 which say how many commands per second a subscription without messages sends. The
 suite ws prints a line SLOW, how many times longer messages take when some sockets
 are slow. The suite policy compares echo with itself, without policies, and prints lines
-LATE, how late delayed messages are.
+LATE, how late delayed messages are. The suite flow compares flows with the same work written
+by hand, and prints what a step of a sequence costs.
 
 `)
 	flag.PrintDefaults()

@@ -132,9 +132,20 @@ func TestEveryExampleIsTested(t *testing.T) {
 	require.NoError(t, err)
 	for _, path := range mains {
 		name := filepath.Dir(path)
-		ownTest := name == "logtail" || name == "redis" || name == "orders" || name == "chat" || name == "ticker" || name == "outbox" // a module of its own
+		ownTest := name == "logtail" || name == "redis" || name == "orders" || name == "chat" || name == "ticker" || name == "flow-stream" || name == "outbox" || name == "flow-etl" // modules of their own
 		assert.True(t, ownTest || prints[name] != nil, "example %s has no test", name)
 	}
+}
+
+// A flow that is killed fifty times in the middle of its work loses nothing.
+func TestFlowStream(t *testing.T) {
+	server := redistest.Start(t)
+	t.Setenv("REDIS_URL", server.URL())
+	out, err := run(t, "", "flow-stream", "-kills", "50")
+	require.NoError(t, err, out)
+	assert.Contains(t, out, "from flow.orders | (order, look up(customer, price)) | enrich | to flow.invoices | batch 50 in 50ms | to flow.shipments\n")
+	assert.Contains(t, out, "killed 50 times: 3000 of 3000 orders have an invoice, 3000 were shipped, none is lost\n")
+	t.Log(out)
 }
 
 // The quickstart over Redis: in one process, and as two.

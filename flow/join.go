@@ -10,8 +10,8 @@ import (
 type Joining[A, B any] struct {
 	// Within is how far apart in time the two elements of a pair are at most.
 	Within time.Duration
-	// Left and Right are the keys of elements, which must be equal in a pair.
-	// Nil: those of their messages.
+	// Left and Right are the keys of elements, which must be equal in a pair; an
+	// element without a key, "", has no partner. Nil: those of their messages.
 	Left  func(A) string
 	Right func(B) string
 	// LeftTime and RightTime are when an element happened. Nil: when its message
@@ -175,11 +175,19 @@ func (j *joining[A, B]) run(ctx context.Context, stop <-chan struct{}) {
 	for {
 		select {
 		case e := <-j.left.in:
+			if e.key == "" {
+				j.leftAlone(ctx, &waiting[A]{item: e, pairs: share(e.from)})
+				continue
+			}
 			a := j.left.add(e)
 			for _, b := range slices.Clone(j.right.held[e.key]) {
 				j.match(ctx, a, b)
 			}
 		case e := <-j.right.in:
+			if e.key == "" {
+				j.rightAlone(ctx, &waiting[B]{item: e, pairs: share(e.from)})
+				continue
+			}
 			b := j.right.add(e)
 			for _, a := range slices.Clone(j.left.held[e.key]) {
 				j.match(ctx, a, b)
@@ -236,17 +244,26 @@ func (j *joining[A, B]) expire(ctx context.Context, now time.Time) {
 		return
 	}
 	for _, a := range j.left.expire(j.past(j.right.newest, j.right.came, now)) {
-		if !a.matched {
-			j.alone(ctx, become(a.item, Joined[A, B]{Key: a.key, Left: &a.value}), a.pairs)
-		}
-		a.pairs.settle(nil)
+		j.leftAlone(ctx, a)
 	}
 	for _, b := range j.right.expire(j.past(j.left.newest, j.left.came, now)) {
-		if !b.matched {
-			j.alone(ctx, become(b.item, Joined[A, B]{Key: b.key, Right: &b.value}), b.pairs)
-		}
-		b.pairs.settle(nil)
+		j.rightAlone(ctx, b)
 	}
+}
+
+// leftAlone lets go of an element.
+func (j *joining[A, B]) leftAlone(ctx context.Context, a *waiting[A]) {
+	if !a.matched {
+		j.alone(ctx, become(a.item, Joined[A, B]{Key: a.key, Left: &a.value}), a.pairs)
+	}
+	a.pairs.settle(nil)
+}
+
+func (j *joining[A, B]) rightAlone(ctx context.Context, b *waiting[B]) {
+	if !b.matched {
+		j.alone(ctx, become(b.item, Joined[A, B]{Key: b.key, Right: &b.value}), b.pairs)
+	}
+	b.pairs.settle(nil)
 }
 
 // past is the time before which elements find no partners any more in a stream

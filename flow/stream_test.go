@@ -503,10 +503,11 @@ func TestJoin(t *testing.T) {
 			j.Outer = outer
 			var g gathered[flow.Joined[event, event]]
 			pipe, stop := run(p, flow.Via(flow.Join("match", flow.FromTopic(p.consumer(events)), flow.FromTopic(p.consumer(others)), j), g.step("store")))
-			p.publish(events, at(0, "a"), at(30, "a"), at(0, "b"), at(300, "c"))
-			p.publish(others, at(20, "a"), at(61, "a"), at(61, "b"), at(361, "c"), at(300, "d"))
+			p.publish(events, at(0, "a"), at(30, "a"), at(0, "b"), at(300, "c"), at(20, ""))
+			p.publish(others, at(20, "a"), at(61, "a"), at(61, "b"), at(361, "c"), at(300, "d"), at(20, ""))
 			want := []string{"a 0+20", "a 30+20", "a 30+61"}
 			if outer {
+				want = append([]string{" 20+nobody", " nobody+20"}, want...)
 				want = append(want, "b 0+nobody", "b nobody+61", "c 300+nobody", "c nobody+361", "d nobody+300")
 			}
 			got := g.await(p, len(want))
@@ -515,7 +516,7 @@ func TestJoin(t *testing.T) {
 			stop()
 			assert.Equal(t, want, text(got))
 			if !outer {
-				assert.EqualValues(t, 5, pipe.Sight().Children[0].Counts.Skipped)
+				assert.EqualValues(t, 7, pipe.Sight().Children[0].Counts.Skipped)
 			}
 			assert.Equal(t, "match(from events, from others) | store", pipe.String())
 			assert.Contains(t, pipe.Sight().DOT(), "n0 -> n2")
