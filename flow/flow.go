@@ -23,6 +23,14 @@
 //
 //	f, err := registry.Parse("import", "source, target | compare | s3_logger, notify")
 //	results, err := f.Run(ctx, flow.Values{"day": day})
+//
+// A stream does the same for ever, with the messages of topics:
+//
+//	s := flow.Via(flow.FromTopic(orders), flow.Then(enrich, flow.ToTopic(invoices)))
+//	p, err := flow.Pipe("invoicing", s)
+//	err = p.Run(ctx)
+//
+// A message is acknowledged when all that came of it was accepted.
 package flow
 
 import (

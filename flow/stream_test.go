@@ -661,3 +661,38 @@ func windowed(s flow.Stream[event], w flow.Windows[event]) flow.Stream[event] {
 func joined(s flow.Stream[flow.Joined[event, event]]) flow.Stream[event] {
 	return flow.Via(s, flow.Map("left", func(j flow.Joined[event, event]) event { return *j.Left }))
 }
+
+// What is wrong only when it runs keeps the input from being acknowledged.
+func TestStreamOfNames(t *testing.T) {
+	var r flow.Registry
+	require.NoError(t, r.Register("double", func(n int) int { return 2 * n }, []string{"n"}, "sum"))
+	require.NoError(t, r.Register("square", func(n int) int { return n * n }, []string{"n"}, "sum"))
+	named, err := r.Parse("arithmetic", "double, square")
+	require.NoError(t, err)
+	p := plumb(t)
+	values := echo.NewTopic[flow.Values]("values")
+	c, err := echo.Subscribe(t.Context(), p.bus, values, echo.WithGroup("flow"), echo.WithRetry(echo.Retry{Attempts: 2, Table: []time.Duration{time.Millisecond}}))
+	require.NoError(t, err)
+	var g gathered[flow.Values]
+	ints := flow.Map("ints", func(v flow.Values) flow.Values { return flow.Values{"n": int(v["n"].(float64))} })
+	_, stop := run(p, flow.Via(flow.FromTopic(c), flow.Then3(ints, named.Step(), g.step("done"))))
+	require.NoError(t, echo.NewProducer(p.bus, values).PublishBatch(t.Context(), []flow.Values{{"n": 2}, {"n": 3}, {"n": 0}, {"n": "three"}}))
+	require.Eventually(t, func() bool {
+		in, err := p.bus.Inspect(t.Context(), "values")
+		return err == nil && in.DeadLetters == 2
+	}, 5*time.Second, 5*time.Millisecond)
+	assert.Equal(t, []flow.Values{{"sum": 4}, {"sum": 0}}, g.await(p, 2))
+	stop()
+	dead, err := echo.Subscribe(t.Context(), p.bus, echo.DeadLetters(values), echo.WithGroup("look"))
+	require.NoError(t, err)
+	var says []string
+	for m, err := range dead.Messages(t.Context()) {
+		require.NoError(t, err)
+		if says = append(says, m.Value.Error); len(says) == 2 {
+			break
+		}
+	}
+	slices.Sort(says)
+	assert.Equal(t, "flow test/arithmetic: sum is 6 and 9", says[0])
+	assert.Contains(t, says[1], "flow test/ints: panic: ")
+}
