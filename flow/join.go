@@ -25,8 +25,9 @@ type Joining[A, B any] struct {
 	// taken for a sign that no older element comes from it. The default is Late.
 	Idle time.Duration
 	// Grace is how long after its start the join gives up nothing: what another
-	// process had in hand when it crashed comes again only when its lease ends. The
-	// default is 45 s, which suits a lease of 30 s.
+	// process had in hand when it crashed comes again only when its lease ends, so
+	// it must be longer than the lease, by some seconds. The default is 45 s, which
+	// suits the usual lease of 30 s.
 	Grace time.Duration
 	// Outer lets elements that found no partner go on alone; otherwise they
 	// are skipped.

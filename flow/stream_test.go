@@ -143,31 +143,33 @@ func upTo(n int) []int { return numbers(count(0, n)) }
 var errFails = errors.New("it fails")
 
 func TestStreamFromTopicToTopic(t *testing.T) {
-	p := plumb(t)
-	out, err := echo.Subscribe(t.Context(), p.bus, outputs, echo.WithGroup("look"))
-	require.NoError(t, err)
-	odd := flow.Filter("odd", func(e event) bool { return e.N%2 == 1 })
-	tenfold := flow.Map("tenfold", func(e event) event { e.N *= 10; return e })
-	pipe, stop := run(p, flow.Via(flow.FromTopic(p.consumer(events)), flow.Then3(odd, tenfold, flow.ToTopic(echo.NewProducer(p.bus, outputs)))))
-	p.publish(events, count(0, 10)...)
-	var got []int
-	for m, err := range out.Messages(t.Context()) {
+	overEach(t, func(p *plumbing) {
+		t := p.T
+		out, err := echo.Subscribe(t.Context(), p.bus, outputs, echo.WithGroup("look"))
 		require.NoError(t, err)
-		require.NoError(t, m.Ack(t.Context()))
-		if got = append(got, m.Value.N); len(got) == 5 {
-			break
+		odd := flow.Filter("odd", func(e event) bool { return e.N%2 == 1 })
+		tenfold := flow.Map("tenfold", func(e event) event { e.N *= 10; return e })
+		pipe, stop := run(p, flow.Via(flow.FromTopic(p.consumer(events)), flow.Then3(odd, tenfold, flow.ToTopic(echo.NewProducer(p.bus, outputs)))))
+		p.publish(events, count(0, 10)...)
+		var got []int
+		for m, err := range out.Messages(t.Context()) {
+			require.NoError(t, err)
+			require.NoError(t, m.Ack(t.Context()))
+			if got = append(got, m.Value.N); len(got) == 5 {
+				break
+			}
 		}
-	}
-	assert.Equal(t, []int{10, 30, 50, 70, 90}, got)
-	p.settled(events, 0)
-	stop()
-	assert.Equal(t, "from events | odd | tenfold | to outputs", pipe.String())
-	s := pipe.Sight()
-	assert.EqualValues(t, 10, s.Children[0].Counts.Calls)
-	assert.Equal(t, flow.TopicKind, s.Children[0].Kind)
-	assert.Contains(t, s.Mermaid(), `n0[("events`)
-	assert.Contains(t, s.DOT(), "shape=cylinder")
-	assert.ErrorIs(t, pipe.Run(t.Context()), echo.ErrClosed)
+		assert.Equal(t, []int{10, 30, 50, 70, 90}, got)
+		p.settled(events, 0)
+		stop()
+		assert.Equal(t, "from events | odd | tenfold | to outputs", pipe.String())
+		s := pipe.Sight()
+		assert.EqualValues(t, 10, s.Children[0].Counts.Calls)
+		assert.Equal(t, flow.TopicKind, s.Children[0].Kind)
+		assert.Contains(t, s.Mermaid(), `n0[("events`)
+		assert.Contains(t, s.DOT(), "shape=cylinder")
+		assert.ErrorIs(t, pipe.Run(t.Context()), echo.ErrClosed)
+	})
 }
 
 // An input is acknowledged after every output has accepted what came of it.
@@ -239,58 +241,64 @@ func TestStreamKeepsTheOrderOfKeys(t *testing.T) {
 }
 
 func TestStreamInBatches(t *testing.T) {
-	p := plumb(t)
-	var g gathered[[]event]
-	_, stop := run(p, flow.Via(flow.Batch(flow.FromTopic(p.consumer(events)), 4, 100*time.Millisecond), g.step("store")))
-	p.publish(events, count(0, 10)...)
-	batches := g.await(p, 3)
-	for i, want := range [][]int{{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9}} {
-		assert.Equal(t, want, numbers(batches[i]))
-	}
-	p.settled(events, 0)
-	stop()
+	overEach(t, func(p *plumbing) {
+		t := p.T
+		var g gathered[[]event]
+		_, stop := run(p, flow.Via(flow.Batch(flow.FromTopic(p.consumer(events)), 4, 100*time.Millisecond), g.step("store")))
+		p.publish(events, count(0, 10)...)
+		batches := g.await(p, 3)
+		for i, want := range [][]int{{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9}} {
+			assert.Equal(t, want, numbers(batches[i]))
+		}
+		p.settled(events, 0)
+		stop()
+	})
 }
 
 // What a batch waits with is done when the pipeline stops.
 func TestBatchesAreDoneAtTheEnd(t *testing.T) {
-	p := plumb(t)
-	var g gathered[[]event]
-	pipe, stop := run(p, flow.Via(flow.Batch(flow.FromTopic(p.consumer(events)), 1000, time.Hour), g.step("store")))
-	p.publish(events, count(0, 10)...)
-	require.Eventually(t, func() bool { return pipe.Sight().Children[0].Counts.Calls == 10 }, time.Second, time.Millisecond)
-	assert.Empty(t, g.list())
-	stop()
-	require.Len(t, g.list(), 1)
-	assert.Equal(t, upTo(10), numbers(g.list()[0]))
-	p.settled(events, 0)
+	overEach(t, func(p *plumbing) {
+		t := p.T
+		var g gathered[[]event]
+		pipe, stop := run(p, flow.Via(flow.Batch(flow.FromTopic(p.consumer(events)), 1000, time.Hour), g.step("store")))
+		p.publish(events, count(0, 10)...)
+		require.Eventually(t, func() bool { return pipe.Sight().Children[0].Counts.Calls == 10 }, time.Second, time.Millisecond)
+		assert.Empty(t, g.list())
+		stop()
+		require.Len(t, g.list(), 1)
+		assert.Equal(t, upTo(10), numbers(g.list()[0]))
+		p.settled(events, 0)
+	})
 }
 
 // One that cannot be handled takes no others of its batch along.
 func TestBatchWithPoison(t *testing.T) {
-	p := plumb(t)
-	var g gathered[[]event]
-	check := flow.Tap("check", func(_ context.Context, es []event) error {
-		for _, e := range es {
-			switch e.N {
-			case 5:
-				return errFails
-			case 6:
-				panic("six")
-			case 7:
-				runtime.Goexit()
+	overEach(t, func(p *plumbing) {
+		t := p.T
+		var g gathered[[]event]
+		check := flow.Tap("check", func(_ context.Context, es []event) error {
+			for _, e := range es {
+				switch e.N {
+				case 5:
+					return errFails
+				case 6:
+					panic("six")
+				case 7:
+					runtime.Goexit()
+				}
 			}
+			return nil
+		})
+		run(p, flow.Via(flow.Batch(flow.FromTopic(p.consumer(events)), 10, 20*time.Millisecond), flow.Then(check, g.step("store"))))
+		p.publish(events, count(0, 30)...)
+		p.settled(events, 3)
+		var got []int
+		for _, b := range g.list() {
+			got = append(got, numbers(b)...)
 		}
-		return nil
+		slices.Sort(got)
+		assert.Equal(t, slices.DeleteFunc(upTo(30), func(n int) bool { return n >= 5 && n <= 7 }), got)
 	})
-	run(p, flow.Via(flow.Batch(flow.FromTopic(p.consumer(events)), 10, 20*time.Millisecond), flow.Then(check, g.step("store"))))
-	p.publish(events, count(0, 30)...)
-	p.settled(events, 3)
-	var got []int
-	for _, b := range g.list() {
-		got = append(got, numbers(b)...)
-	}
-	slices.Sort(got)
-	assert.Equal(t, slices.DeleteFunc(upTo(30), func(n int) bool { return n >= 5 && n <= 7 }), got)
 }
 
 func TestSpread(t *testing.T) {
@@ -326,41 +334,45 @@ func TestSpread(t *testing.T) {
 }
 
 func TestUnion(t *testing.T) {
-	p := plumb(t)
-	var g gathered[event]
-	pipe, stop := run(p, flow.Via(flow.Union(flow.FromTopic(p.consumer(events)), flow.Via(flow.FromTopic(p.consumer(others)), flow.Map("ten", func(e event) event { e.N += 10; return e }))), g.step("done")))
-	p.publish(events, count(0, 5)...)
-	p.publish(others, count(0, 5)...)
-	g.await(p, 10)
-	p.settled(events, 0)
-	p.settled(others, 0)
-	stop()
-	got := numbers(g.list())
-	slices.Sort(got)
-	assert.Equal(t, []int{0, 1, 2, 3, 4, 10, 11, 12, 13, 14}, got)
-	assert.Equal(t, "(from events, (from others | ten)) | done", pipe.String())
+	overEach(t, func(p *plumbing) {
+		t := p.T
+		var g gathered[event]
+		pipe, stop := run(p, flow.Via(flow.Union(flow.FromTopic(p.consumer(events)), flow.Via(flow.FromTopic(p.consumer(others)), flow.Map("ten", func(e event) event { e.N += 10; return e }))), g.step("done")))
+		p.publish(events, count(0, 5)...)
+		p.publish(others, count(0, 5)...)
+		g.await(p, 10)
+		p.settled(events, 0)
+		p.settled(others, 0)
+		stop()
+		got := numbers(g.list())
+		slices.Sort(got)
+		assert.Equal(t, []int{0, 1, 2, 3, 4, 10, 11, 12, 13, 14}, got)
+		assert.Equal(t, "(from events, (from others | ten)) | done", pipe.String())
+	})
 }
 
 // What is slow at the end keeps messages in the topic.
 func TestBackPressureReachesTheSource(t *testing.T) {
-	p := plumb(t)
-	gate := make(chan struct{})
-	slow := flow.Tap("slow", func(ctx context.Context, _ []event) error {
-		select {
-		case <-gate:
-		case <-ctx.Done():
-		}
-		return ctx.Err()
+	overEach(t, func(p *plumbing) {
+		t := p.T
+		gate := make(chan struct{})
+		slow := flow.Tap("slow", func(ctx context.Context, _ []event) error {
+			select {
+			case <-gate:
+			case <-ctx.Done():
+			}
+			return ctx.Err()
+		})
+		run(p, flow.Via(flow.Batch(flow.FromTopic(p.consumer(events, echo.WithPrefetch(20, 1<<20))), 5, time.Second), slow))
+		p.publish(events, count(0, 100)...)
+		time.Sleep(100 * time.Millisecond)
+		in, err := p.bus.Inspect(t.Context(), "events")
+		require.NoError(t, err)
+		assert.LessOrEqual(t, in.Groups[0].Pending, int64(20))
+		assert.GreaterOrEqual(t, in.Groups[0].Lag, int64(80))
+		close(gate)
+		p.settled(events, 0)
 	})
-	run(p, flow.Via(flow.Batch(flow.FromTopic(p.consumer(events, echo.WithPrefetch(20, 1<<20))), 5, time.Second), slow))
-	p.publish(events, count(0, 100)...)
-	time.Sleep(100 * time.Millisecond)
-	in, err := p.bus.Inspect(t.Context(), "events")
-	require.NoError(t, err)
-	assert.LessOrEqual(t, in.Groups[0].Pending, int64(20))
-	assert.GreaterOrEqual(t, in.Groups[0].Lag, int64(80))
-	close(gate)
-	p.settled(events, 0)
 }
 
 var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
@@ -388,41 +400,45 @@ func describe(ws []flow.Window[event]) (all []string) {
 }
 
 func TestWindowsByTime(t *testing.T) {
-	p := plumb(t)
-	var g gathered[flow.Window[event]]
-	_, stop := run(p, flow.Via(flow.Windowed(flow.FromTopic(p.consumer(events)),
-		minutes(flow.Windows[event]{Late: 10 * time.Second, Idle: 300 * time.Millisecond})), g.step("store")))
-	p.publish(events, at(1, ""), at(59.9, ""), at(61, ""), at(58, ""), at(69.9, ""))
-	time.Sleep(50 * time.Millisecond)
-	assert.Empty(t, g.list(), "ten seconds late are not over")
-	p.publish(events, at(70, ""))
-	assert.Equal(t, []string{"0-60:3"}, describe(g.await(p, 1)))
-	p.publish(events, at(30, ""), at(31, "")) // too late
-	assert.Equal(t, []string{"0-60:2 late", "60-120:3"}, describe(g.await(p, 3))[1:], "when nothing more comes")
-	p.settled(events, 0)
-	stop()
+	overEach(t, func(p *plumbing) {
+		t := p.T
+		var g gathered[flow.Window[event]]
+		_, stop := run(p, flow.Via(flow.Windowed(flow.FromTopic(p.consumer(events)),
+			minutes(flow.Windows[event]{Late: 10 * time.Second, Idle: 300 * time.Millisecond})), g.step("store")))
+		p.publish(events, at(1, ""), at(59.9, ""), at(61, ""), at(58, ""), at(69.9, ""))
+		time.Sleep(50 * time.Millisecond)
+		assert.Empty(t, g.list(), "ten seconds late are not over")
+		p.publish(events, at(70, ""))
+		assert.Equal(t, []string{"0-60:3"}, describe(g.await(p, 1)))
+		p.publish(events, at(30, ""), at(31, "")) // too late
+		assert.Equal(t, []string{"0-60:2 late", "60-120:3"}, describe(g.await(p, 3))[1:], "when nothing more comes")
+		p.settled(events, 0)
+		stop()
+	})
 }
 
 func TestWindowsByCountAndKey(t *testing.T) {
-	p := plumb(t)
-	var g gathered[flow.Window[event]]
-	_, stop := run(p, flow.Via(flow.Windowed(flow.FromTopic(p.consumer(events)), flow.Windows[event]{
-		Count: 3,
-		Key:   func(e event) string { return e.Key },
-		Time:  func(e event) time.Time { return e.At },
-	}), g.step("store")))
-	p.publish(events, at(1, "a"), at(2, "b"), at(3, "a"), at(4, "c"), at(5, "a"), at(6, "b"), at(7, "b"))
-	assert.Equal(t, []string{"a1-5:3", "b2-7:3"}, describe(g.await(p, 2)))
-	stop() // c's goes back
-	p.publish(events, at(8, "c"), at(9, "c"))
-	_, stop = run(p, flow.Via(flow.Windowed(flow.FromTopic(p.consumer(events)), flow.Windows[event]{
-		Count: 3,
-		Key:   func(e event) string { return e.Key },
-		Time:  func(e event) time.Time { return e.At },
-	}), g.step("store")))
-	assert.Equal(t, "c4-9:3", describe(g.await(p, 3))[2])
-	p.settled(events, 0)
-	stop()
+	overEach(t, func(p *plumbing) {
+		t := p.T
+		var g gathered[flow.Window[event]]
+		_, stop := run(p, flow.Via(flow.Windowed(flow.FromTopic(p.consumer(events)), flow.Windows[event]{
+			Count: 3,
+			Key:   func(e event) string { return e.Key },
+			Time:  func(e event) time.Time { return e.At },
+		}), g.step("store")))
+		p.publish(events, at(1, "a"), at(2, "b"), at(3, "a"), at(4, "c"), at(5, "a"), at(6, "b"), at(7, "b"))
+		assert.Equal(t, []string{"a1-5:3", "b2-7:3"}, describe(g.await(p, 2)))
+		stop() // c's goes back
+		p.publish(events, at(8, "c"), at(9, "c"))
+		_, stop = run(p, flow.Via(flow.Windowed(flow.FromTopic(p.consumer(events)), flow.Windows[event]{
+			Count: 3,
+			Key:   func(e event) string { return e.Key },
+			Time:  func(e event) time.Time { return e.At },
+		}), g.step("store")))
+		assert.Equal(t, "c4-9:3", describe(g.await(p, 3))[2])
+		p.settled(events, 0)
+		stop()
+	})
 }
 
 // Windows that are open when the pipeline stops are whole where it goes on.
@@ -455,28 +471,30 @@ func TestWindowsGoBackAndComeAgain(t *testing.T) {
 // A window that fails is tried again as a whole, and in the end its messages are
 // dead letters.
 func TestWindowsThatFail(t *testing.T) {
-	p := plumb(t)
-	var tried atomic.Int32
-	var g gathered[flow.Window[event]]
-	fails := flow.Tap("fails", func(_ context.Context, w flow.Window[event]) error {
-		switch {
-		case w.Start.Equal(noon) && tried.Add(1) < 3:
-			return errFails
-		case w.Start.Equal(noon.Add(time.Minute)):
-			return echo.Reject(errFails)
-		case w.Start.Equal(noon.Add(2 * time.Minute)):
-			panic("always")
-		}
-		return nil
+	overEach(t, func(p *plumbing) {
+		t := p.T
+		var tried atomic.Int32
+		var g gathered[flow.Window[event]]
+		fails := flow.Tap("fails", func(_ context.Context, w flow.Window[event]) error {
+			switch {
+			case w.Start.Equal(noon) && tried.Add(1) < 3:
+				return errFails
+			case w.Start.Equal(noon.Add(time.Minute)):
+				return echo.Reject(errFails)
+			case w.Start.Equal(noon.Add(2 * time.Minute)):
+				panic("always")
+			}
+			return nil
+		})
+		pipe, _ := run(p, flow.Via(flow.Windowed(flow.FromTopic(p.consumer(events)), minutes(flow.Windows[event]{Attempts: 3})), flow.Then(fails, g.step("store"))))
+		p.publish(events, at(1, ""), at(2, ""), at(61, ""), at(62, ""), at(121, ""), at(181, ""), at(241, ""))
+		assert.Equal(t, []string{"0-60:2", "180-240:1"}, describe(g.await(p, 2)))
+		require.Eventually(t, func() bool {
+			in, err := p.bus.Inspect(t.Context(), "events")
+			return err == nil && in.DeadLetters == 3
+		}, 5*time.Second, 5*time.Millisecond)
+		assert.EqualValues(t, 4, pipe.Sight().Children[1].Counts.Retried)
 	})
-	pipe, _ := run(p, flow.Via(flow.Windowed(flow.FromTopic(p.consumer(events)), minutes(flow.Windows[event]{Attempts: 3})), flow.Then(fails, g.step("store"))))
-	p.publish(events, at(1, ""), at(2, ""), at(61, ""), at(62, ""), at(121, ""), at(181, ""), at(241, ""))
-	assert.Equal(t, []string{"0-60:2", "180-240:1"}, describe(g.await(p, 2)))
-	require.Eventually(t, func() bool {
-		in, err := p.bus.Inspect(t.Context(), "events")
-		return err == nil && in.DeadLetters == 3
-	}, 5*time.Second, 5*time.Millisecond)
-	assert.EqualValues(t, 4, pipe.Sight().Children[1].Counts.Retried)
 }
 
 func TestJoin(t *testing.T) {
@@ -526,89 +544,93 @@ func TestJoin(t *testing.T) {
 
 // Whatever fails and however often it stops, all pairs come out, and nothing is left.
 func TestJoinThatFailsAndStops(t *testing.T) {
-	p := plumb(t)
-	const n = 200
-	var mu sync.Mutex
-	pairs := map[string]bool{}
-	store := flow.Tap("store", func(_ context.Context, j flow.Joined[event, event]) error {
-		if rand.N(10) == 0 {
-			return errFails
+	overEach(t, func(p *plumbing) {
+		t := p.T
+		const n = 200
+		var mu sync.Mutex
+		pairs := map[string]bool{}
+		store := flow.Tap("store", func(_ context.Context, j flow.Joined[event, event]) error {
+			if rand.N(10) == 0 {
+				return errFails
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			pairs[j.Key] = true
+			return nil
+		})
+		for _, n := range rand.Perm(n) {
+			p.publish(events, event{N: n, Key: fmt.Sprint(n)})
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		pairs[j.Key] = true
-		return nil
+		for _, n := range rand.Perm(n) {
+			p.publish(others, event{N: n, Key: fmt.Sprint(n)})
+		}
+		j := flow.Joining[event, event]{Within: time.Hour}
+		for range 5 {
+			_, stop := run(p, flow.Via(flow.Join("match", flow.FromTopic(p.consumer(events)), flow.FromTopic(p.consumer(others)), j), store))
+			time.Sleep(rand.N(200 * time.Millisecond))
+			stop()
+		}
+		run(p, flow.Via(flow.Join("match", flow.FromTopic(p.consumer(events)), flow.FromTopic(p.consumer(others)), j), store))
+		assert.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(pairs) == n }, 20*time.Second, 5*time.Millisecond)
 	})
-	for _, n := range rand.Perm(n) {
-		p.publish(events, event{N: n, Key: fmt.Sprint(n)})
-	}
-	for _, n := range rand.Perm(n) {
-		p.publish(others, event{N: n, Key: fmt.Sprint(n)})
-	}
-	j := flow.Joining[event, event]{Within: time.Hour}
-	for range 5 {
-		_, stop := run(p, flow.Via(flow.Join("match", flow.FromTopic(p.consumer(events)), flow.FromTopic(p.consumer(others)), j), store))
-		time.Sleep(rand.N(200 * time.Millisecond))
-		stop()
-	}
-	run(p, flow.Via(flow.Join("match", flow.FromTopic(p.consumer(events)), flow.FromTopic(p.consumer(others)), j), store))
-	assert.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(pairs) == n }, 20*time.Second, 5*time.Millisecond)
 }
 
 // A long way: steps before and after each kind of stage fail at random, and the
 // pipeline stops again and again. All arrives, and nothing stays behind.
 func TestStreamLosesNothing(t *testing.T) {
-	p := plumb(t)
-	const n = 600
-	var mu sync.Mutex
-	arrived := map[int]int{}
-	fails := func(name string) flow.Step[event, event] {
-		return flow.Tap(name, func(context.Context, event) error {
-			switch rand.N(60) {
-			case 0:
+	overEach(t, func(p *plumbing) {
+		t := p.T
+		const n = 600
+		var mu sync.Mutex
+		arrived := map[int]int{}
+		fails := func(name string) flow.Step[event, event] {
+			return flow.Tap(name, func(context.Context, event) error {
+				switch rand.N(60) {
+				case 0:
+					return errFails
+				case 1:
+					panic("now and then")
+				case 2:
+					runtime.Goexit()
+				}
+				return nil
+			})
+		}
+		store := flow.Tap("store", func(_ context.Context, es []event) error {
+			if rand.N(20) == 0 {
 				return errFails
-			case 1:
-				panic("now and then")
-			case 2:
-				runtime.Goexit()
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, e := range es {
+				arrived[e.N]++
 			}
 			return nil
 		})
-	}
-	store := flow.Tap("store", func(_ context.Context, es []event) error {
-		if rand.N(20) == 0 {
-			return errFails
+		pipeline := func() flow.Stream[[]event] {
+			forever := echo.WithRetry(echo.Retry{Table: []time.Duration{time.Millisecond}})
+			s := flow.Via(flow.FromTopic(p.consumer(events, echo.WithConcurrency(4), echo.WithPrefetch(100, 1<<20), forever)), fails("a"))
+			windows := flow.Windowed(s, flow.Windows[event]{Every: 20 * time.Millisecond, Count: 30, Attempts: 100})
+			each := flow.Spread(flow.Via(windows, flow.Map("values", func(w flow.Window[event]) []event { return w.Values })))
+			return flow.Via(flow.Batch(flow.Via(flow.Parallel(each, 3, nil), fails("b")), 7, 5*time.Millisecond), store)
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		for _, e := range es {
-			arrived[e.N]++
-		}
-		return nil
-	})
-	pipeline := func() flow.Stream[[]event] {
-		forever := echo.WithRetry(echo.Retry{Table: []time.Duration{time.Millisecond}})
-		s := flow.Via(flow.FromTopic(p.consumer(events, echo.WithConcurrency(4), echo.WithPrefetch(100, 1<<20), forever)), fails("a"))
-		windows := flow.Windowed(s, flow.Windows[event]{Every: 20 * time.Millisecond, Count: 30, Attempts: 100})
-		each := flow.Spread(flow.Via(windows, flow.Map("values", func(w flow.Window[event]) []event { return w.Values })))
-		return flow.Via(flow.Batch(flow.Via(flow.Parallel(each, 3, nil), fails("b")), 7, 5*time.Millisecond), store)
-	}
-	go func() {
-		for i := range n {
-			if i%10 == 0 {
-				time.Sleep(time.Millisecond)
+		go func() {
+			for i := range n {
+				if i%10 == 0 {
+					time.Sleep(time.Millisecond)
+				}
+				p.publish(events, event{N: i, Key: fmt.Sprint(i % 20)})
 			}
-			p.publish(events, event{N: i, Key: fmt.Sprint(i % 20)})
+		}()
+		for range 8 {
+			_, stop := run(p, pipeline())
+			time.Sleep(rand.N(60 * time.Millisecond))
+			stop()
 		}
-	}()
-	for range 8 {
-		_, stop := run(p, pipeline())
-		time.Sleep(rand.N(60 * time.Millisecond))
-		stop()
-	}
-	run(p, pipeline())
-	assert.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(arrived) == n }, 20*time.Second, 5*time.Millisecond)
-	p.settled(events, 0)
+		run(p, pipeline())
+		assert.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(arrived) == n }, 20*time.Second, 5*time.Millisecond)
+		p.settled(events, 0)
+	})
 }
 
 func TestPipelineEndsWithItsConsumers(t *testing.T) {
