@@ -738,3 +738,26 @@ func TestConsumersBearFaultyTransports(t *testing.T) {
 		}
 	}
 }
+
+// awkward is an error that panics when it is asked what it is.
+type awkward struct{}
+
+func (awkward) Error() string { return "awkward" }
+func (awkward) Is(error) bool { panic("do not ask") }
+
+// An error that cannot be asked concerns its message alone.
+func TestErrorThatPanicsWhenItIsAsked(t *testing.T) {
+	bus := echo.New()
+	defer bus.Close(t.Context())
+	topic := echo.NewTopic[int]("numbers")
+	c, err := echo.Subscribe(t.Context(), bus, topic, echo.WithGroup("g"), echo.WithRetry(echo.Retry{Attempts: 1}))
+	require.NoError(t, err)
+	require.NoError(t, echo.NewProducer(bus, topic).PublishBatch(t.Context(), []int{1, 2}))
+	require.NoError(t, c.Run(t.Context(), func(_ context.Context, m echo.Message[int]) error {
+		if m.Value == 1 {
+			return awkward{}
+		}
+		return c.Close()
+	}))
+	assert.EqualValues(t, 1, c.Stats().Dead)
+}

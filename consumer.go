@@ -62,6 +62,8 @@ type consumer struct {
 	later     int           // messages that handlers left to be settled
 	allParted chan struct{} // closed when there are none of these, if somebody waits for it
 
+	laterNames map[*slot]hash // of those, if the consumer has a memory: by what it knows them
+
 	unlimited bool // the drain timeout does not apply
 }
 
@@ -421,6 +423,7 @@ func (c *consumer) receive(ctx context.Context, most int) (*fetch, error) {
 		c.mu.Unlock()
 		return nil, err
 	}
+	f = c.compact(f, n)
 	f.begin(n, clock(), c.byHand())
 	c.mu.Lock()
 	c.active = append(c.active, f)
@@ -430,6 +433,24 @@ func (c *consumer) receive(ctx context.Context, most int) (*fetch, error) {
 		c.release()
 	}
 	return f, nil
+}
+
+// compact moves n messages into a fetch of their size, if they are few for the one
+// they are in, and others are kept by their handlers: so may be these, and with
+// them all of the fetch.
+func (c *consumer) compact(f *fetch, n int) *fetch {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.later == 0 || 4*n > len(f.buf) {
+		return f
+	}
+	small := newFetch(c, n)
+	copy(small.buf, f.buf[:n])
+	clear(f.buf[:n])
+	if len(c.spare) < spareMost {
+		c.spare = append(c.spare, f)
+	}
+	return small
 }
 
 // byHand reports whether a loop, and not Run, is under way.

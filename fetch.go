@@ -255,7 +255,11 @@ func (f *fetch) done(i int) {
 		return
 	}
 	f.c.count.handled.Add(1)
-	if f.c.memory != nil {
+	switch {
+	case f.c.memory == nil:
+	case !f.byHand:
+		f.c.settledLater(&f.slots[i], true)
+	default:
 		f.c.memory.end(f.c.nameOf(&f.buf[i]), clock(), true)
 	}
 }

@@ -162,7 +162,7 @@ func failed(n int, err error) int {
 // lose notes whose leases are lost, and ends the contexts of their handlers.
 func (c *consumer) lose(e *transport.LeaseError) {
 	n := 0
-	var parted []*fetch
+	var parted []delivery
 	c.mu.Lock()
 	for _, f := range c.active {
 		for i := range f.msgs {
@@ -180,7 +180,7 @@ func (c *consumer) lose(e *transport.LeaseError) {
 			case f.move(i, running, losing):
 				n++
 				if f.slots[i].later {
-					parted = append(parted, f)
+					parted = append(parted, f.delivery(i))
 				} else {
 					f.laneOf(i).cancel(ErrLeaseLost)
 				}
@@ -189,8 +189,9 @@ func (c *consumer) lose(e *transport.LeaseError) {
 		}
 	}
 	c.mu.Unlock()
-	for _, f := range parted {
-		c.parted(f)
+	for _, d := range parted {
+		c.settledLater(&d.f.slots[d.i], false)
+		c.parted(d.f)
 	}
 	if n > 0 {
 		c.bus.cfg.logger.Warn("echo: leases lost, messages go to the group again", "topic", c.topic, "group", c.cfg.Group, "messages", n)

@@ -385,7 +385,7 @@ func (l *lane) call() {
 func (l *lane) conclude() {
 	c, called := l.r.c, l.called
 	l.called = false
-	later := called && l.err != nil && errors.Is(plain(l.err), ErrLater)
+	later := called && isLater(l.err)
 	if later {
 		l.err = ErrLater
 	}

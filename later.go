@@ -84,29 +84,62 @@ func (l *lane) part() bool {
 	if !l.claim() {
 		return false
 	}
-	c := l.r.c
+	c, s := l.r.c, &l.f.slots[l.i]
+	if l.named { // it is being handled until it is settled
+		c.memory.hold(l.name)
+	}
 	c.mu.Lock()
 	l.f.later++
 	c.later++
+	if l.named {
+		if c.laterNames == nil {
+			c.laterNames = make(map[*slot]hash)
+		}
+		c.laterNames[s] = l.name
+	}
 	c.mu.Unlock()
-	l.f.slots[l.i].later = true
-	l.f.slots[l.i].state.Store(l.f.gen | running)
+	l.named = false
+	s.later = true
+	s.state.Store(l.f.gen | running)
 	return true
+}
+
+// isLater reports whether an error is ErrLater. One that cannot be asked is not.
+func isLater(err error) (later bool) {
+	if err == nil || err == ErrLater {
+		return err == ErrLater
+	}
+	defer func() { recover() }()
+	return errors.Is(err, ErrLater)
+}
+
+// settledLater tells the memory of the consumer what became of a message that was
+// left to be settled.
+func (c *consumer) settledLater(s *slot, handled bool) {
+	c.mu.Lock()
+	name, ok := c.laterNames[s]
+	delete(c.laterNames, s)
+	c.mu.Unlock()
+	if ok {
+		c.memory.end(name, clock(), handled)
+	}
 }
 
 // parted notes that a message of f that was left to be settled is.
 func (c *consumer) parted(f *fetch) {
 	c.mu.Lock()
 	f.later--
-	c.later--
 	last := f.later == 0 && f.parked
-	if c.later == 0 && c.allParted != nil {
-		close(c.allParted)
-		c.allParted = nil
-	}
 	c.mu.Unlock()
 	if last {
 		c.retire(f, nil)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.later-- // after what is left of the fetch was acknowledged
+	if c.later == 0 && c.allParted != nil {
+		close(c.allParted)
+		c.allParted = nil
 	}
 }
 
@@ -192,6 +225,9 @@ func (d delivery) settling() context.Context {
 func (d delivery) leave(state uint32) {
 	f := d.f
 	byHand, later := f.byHand, f.slots[d.i].later
+	if later && f.c.memory != nil {
+		f.c.settledLater(&f.slots[d.i], false) // unless that was known to be done
+	}
 	f.slots[d.i].state.Store(d.gen | state)
 	if byHand {
 		f.c.inHand.Add(-1)
@@ -256,12 +292,11 @@ func (c *consumer) logRefusal(m *transport.Message, reason string, err error) {
 // giveBack gives the claimed message to its group again.
 func (d delivery) giveBack(delay time.Duration) {
 	c, m := d.f.c, &d.f.buf[d.i]
-	r, id := m.Receipt(), m.ID
-	d.leave(gone)
-	err := c.nacker.Nack(c.bus.settling, []transport.Receipt{r}, min(delay, forever))
+	defer d.leave(gone) // whether or not that works
+	err := c.nacker.Nack(c.bus.settling, []transport.Receipt{m.Receipt()}, min(delay, forever))
 	if err != nil {
 		c.bus.cfg.logger.Warn("echo: giving back failed, message will come again when its lease ends", "topic", c.topic, "group", c.cfg.Group,
-			"id", id, "error", err)
+			"id", m.ID, "error", err)
 	} else if c.draining.Load() {
 		c.givenBack.Add(1)
 	}

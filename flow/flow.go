@@ -96,7 +96,7 @@ func (f *Flow[In, Out]) String() string {
 // a run fails or ctx ends, and returns why.
 func (f *Flow[In, Out]) Forever(ctx context.Context, in In, pause time.Duration) error {
 	for {
-		if _, err := f.Run(ctx, in); err != nil && !errors.Is(err, ErrSkip) {
+		if _, err := f.Run(ctx, in); err != nil && !isSkip(err) {
 			return err
 		}
 		t := time.NewTimer(pause)

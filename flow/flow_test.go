@@ -362,3 +362,35 @@ func TestCounts(t *testing.T) {
 		assert.Equal(t, flow.Counts{Calls: 3, Failed: 1, Mean: 3 * time.Second, Longest: 5 * time.Second}, steps[1].Counts)
 	})
 }
+
+// awkward is an error that panics when it is asked what it is.
+type awkward struct{}
+
+func (awkward) Error() string { return "awkward" }
+func (awkward) Is(error) bool { panic("do not ask") }
+
+// Whatever panics, wherever, is an error of the flow, in the goroutines of groups too.
+func TestPanicsThatAreNobodysSteps(t *testing.T) {
+	one := flow.Map("one", func(int) int { return 1 })
+	same := func(i int) int { return i }
+	bad := flow.Adapt(func(int) int { panic("bad") }, one, same)
+	fails := flow.Try("fails", func(int) (int, error) { return 0, awkward{} })
+	for name, step := range map[string]flow.Step[int, any]{
+		"alone":      boxed(bad),
+		"All":        boxed(flow.All("g", one, bad)),
+		"Each":       boxed(flow.Then(flow.Map("list", func(i int) []int { return []int{i, i} }), flow.Each("g", 0, bad))),
+		"Both":       boxed(flow.Both("g", one, bad)),
+		"Three":      boxed(flow.Three("g", one, bad, one)),
+		"RetryIf":    boxed(flow.All("g", one, flow.With(flow.Try("fails", func(int) (int, error) { return 0, errOops }), flow.Retry(2, 0, 0), flow.RetryIf(func(error) bool { panic("bad") })))),
+		"an error":   boxed(fails),
+		"in a group": boxed(flow.All("g", one, fails)),
+		"retried":    boxed(flow.All("g", flow.With(fails, flow.Retry(2, 0, 0)))),
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := make1(t, step).Run(t.Context(), 1)
+			require.Error(t, err)
+			_, ok := errors.AsType[*flow.Error](err)
+			assert.True(t, ok, "%v", err)
+		})
+	}
+}

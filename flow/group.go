@@ -2,9 +2,11 @@ package flow
 
 import (
 	"context"
-	"errors"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
+
+	"github.com/echobus/echo"
 )
 
 // All runs steps at the same time, with one input. Their results are in the
@@ -135,7 +137,7 @@ func (r *results[Out]) set(i int, out Out, err error) error {
 		r.all[i] = out
 		return nil
 	}
-	if !errors.Is(err, ErrSkip) {
+	if !isSkip(err) {
 		return err
 	}
 	r.mark.Do(func() { r.skipped = make([]bool, len(r.all)) })
@@ -202,6 +204,9 @@ func (g *crowd) run() {
 func (g *crowd) one(i int) {
 	err := errExit
 	defer func() {
+		if v := recover(); v != nil { // of a function that is no step of its own
+			err = &echo.PanicError{Value: v, Stack: debug.Stack()}
+		}
 		if err != nil && g.failed.CompareAndSwap(false, true) {
 			g.err = err
 			g.cancel(err)

@@ -109,6 +109,24 @@ type waiting[T any] struct {
 	item[T]
 	pairs   *shared // its origin, and that of its pairs
 	matched bool
+	// Of Outer: its partners, in each of which it has a share, so that they are not
+	// acknowledged before it is: alone, it would seem to have none.
+	partners []*shared
+}
+
+// done gives up its share in its partners, and in itself.
+func (w *waiting[T]) done() {
+	for _, p := range w.partners {
+		p.settle(nil)
+	}
+	w.pairs.settle(nil)
+}
+
+func (w *waiting[T]) giveUp() {
+	for _, p := range w.partners {
+		p.release()
+	}
+	w.pairs.release()
 }
 
 func newSide[T any](key func(T) string, time func(T) time.Time) *side[T] {
@@ -161,7 +179,7 @@ func (s *side[T]) expire(before time.Time) (over []*waiting[T]) {
 func (s *side[T]) giveUp() {
 	for _, ws := range s.held {
 		for _, w := range ws {
-			w.pairs.release()
+			w.giveUp()
 		}
 	}
 }
@@ -228,6 +246,11 @@ func (j *joining[A, B]) match(ctx context.Context, a *waiting[A], b *waiting[B])
 	a.matched, b.matched = true, true
 	a.pairs.add()
 	b.pairs.add()
+	if j.Outer {
+		a.pairs.add()
+		b.pairs.add()
+		a.partners, b.partners = append(a.partners, b.pairs), append(b.partners, a.pairs)
+	}
 	at := a.at
 	if b.at.After(at) {
 		at = b.at
@@ -257,14 +280,14 @@ func (j *joining[A, B]) leftAlone(ctx context.Context, a *waiting[A]) {
 	if !a.matched {
 		j.alone(ctx, become(a.item, Joined[A, B]{Key: a.key, Left: &a.value}), a.pairs)
 	}
-	a.pairs.settle(nil)
+	a.done()
 }
 
 func (j *joining[A, B]) rightAlone(ctx context.Context, b *waiting[B]) {
 	if !b.matched {
 		j.alone(ctx, become(b.item, Joined[A, B]{Key: b.key, Right: &b.value}), b.pairs)
 	}
-	b.pairs.settle(nil)
+	b.done()
 }
 
 // past is the time before which elements find no partners any more in a stream

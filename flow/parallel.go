@@ -55,13 +55,19 @@ func (pa *parallel[T]) take(ctx context.Context, e item[T]) error {
 	return hand(ctx, lane, e)
 }
 
+// noRoom is why an element was not handed to a stage before its time was up. That is
+// nobody's failure: its message is given back.
+type noRoom struct{ error }
+
+func (e noRoom) Unwrap() error { return e.error }
+
 // hand gives an element to a stage.
 func hand[T any](ctx context.Context, to chan<- T, e T) error {
 	select {
 	case to <- e:
 		return echo.ErrLater
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return noRoom{context.Cause(ctx)}
 	}
 }
 

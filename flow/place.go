@@ -72,10 +72,24 @@ func (b *builder) fail(p *place, class error, format string, args ...any) {
 
 // wrap says where an error is from.
 func (p *place) wrap(err error) error {
-	if errors.Is(err, ErrSkip) {
+	switch {
+	case isSkip(err):
 		return ErrSkip
+	case is(err, echo.ErrLater): // nobody would settle the message
+		err = errors.New("a step returned echo.ErrLater, which is for handlers")
 	}
 	return &Error{p.path, p.name, err}
+}
+
+func isSkip(err error) bool { return is(err, ErrSkip) }
+
+// is is errors.Is for errors of functions, which may panic when they are asked.
+func is(err, target error) (yes bool) {
+	if err == target {
+		return true
+	}
+	defer func() { recover() }()
+	return errors.Is(err, target)
 }
 
 // To take the time costs as much as all else. Of a step that is quick it is
@@ -111,7 +125,7 @@ func (p *place) end(since time.Duration, err error) {
 	}
 	switch {
 	case err == nil, err == echo.ErrLater:
-	case errors.Is(err, ErrSkip):
+	case isSkip(err):
 		p.skipped.Add(1)
 	default:
 		p.failed.Add(1)
@@ -137,6 +151,9 @@ func counted[In, Out any](p *place, run runner[In, Out]) runner[In, Out] {
 		out, err = run(ctx, in)
 		returned = true
 		if err != nil {
+			if _, ok := err.(*echo.PanicError); ok { // of a group, which does not know where it is
+				err = p.wrap(err)
+			}
 			var none Out
 			return none, err
 		}

@@ -113,7 +113,7 @@ func retried[In, Out any](run runner[In, Out], p *place, how *policy) runner[In,
 		for attempt := 1; ; attempt++ {
 			out, err := run(ctx, in)
 			switch {
-			case err == nil, attempt == how.attempts, ctx.Err() != nil, errors.Is(err, ErrSkip), how.again != nil && !how.again(err):
+			case err == nil, attempt == how.attempts, ctx.Err() != nil, isSkip(err), how.again != nil && !how.again(err):
 				return out, err
 			}
 			p.retried.Add(1)

@@ -7,7 +7,8 @@ import (
 
 // Report calls f with what happened in the flow so far, again and again with a
 // pause between, for a progress bar, say, until stop is called: then once more,
-// and never after that. f is called by one goroutine at a time.
+// and never after that. f is called by one goroutine at a time, and must not call
+// stop, which waits for it.
 func (f *Flow[In, Out]) Report(pause time.Duration, report func(Sight)) (stop func()) {
 	return f.root.report(pause, report)
 }

@@ -109,7 +109,12 @@ func FromTopic[M any](c *echo.Consumer[M]) Stream[M] {
 			if to.keeps {
 				e.from = &message[M]{m, returned}
 			}
-			return struct{}{}, to.take(ctx, e)
+			err := to.take(ctx, e)
+			if _, waited := err.(noRoom); waited {
+				e.from.release()
+				err = echo.ErrLater
+			}
+			return struct{}{}, err
 		})
 		b.sources = append(b.sources, source{c, c.Done(), func(ctx context.Context) error {
 			return c.Run(ctx, func(ctx context.Context, m echo.Message[M]) error {
@@ -126,8 +131,15 @@ type message[M any] struct {
 	returned *releases[M]
 }
 
-func (m *message[M]) settle(err error) { m.Settle(err) }
-func (m *message[M]) release()         { m.returned.add(m.Message) }
+func (m *message[M]) settle(err error) {
+	if _, waited := err.(noRoom); waited {
+		m.release()
+	} else {
+		m.Settle(err)
+	}
+}
+
+func (m *message[M]) release() { m.returned.add(m.Message) }
 
 // releases gives back messages, together what came while others went.
 type releases[M any] struct {
@@ -174,7 +186,7 @@ func Via[A, B any](s Stream[A], step Step[A, B]) Stream[B] {
 			switch {
 			case err == nil:
 				return to.take(ctx, become(e, v))
-			case errors.Is(err, ErrSkip):
+			case isSkip(err):
 				return nil
 			}
 			return err
@@ -210,16 +222,25 @@ func Spread[T any](s Stream[[]T]) Stream[T] {
 				}
 				return nil
 			}
-			parts := share(e.from)
-			defer parts.settle(nil) // the share of this loop
+			parts, kept := share(e.from), false
 			for _, v := range e.value {
 				part := become(e, v)
 				part.from = parts
 				parts.add()
-				if err := to.take(ctx, part); err != echo.ErrLater {
+				err := to.take(ctx, part)
+				if err != nil && err != echo.ErrLater && !kept { // nobody else has a part in it
+					return err
+				}
+				if err == echo.ErrLater {
+					kept = true
+				} else {
 					parts.settle(err)
 				}
 			}
+			if !kept {
+				return nil
+			}
+			parts.settle(nil) // the share of this loop
 			return echo.ErrLater
 		}, to.keeps})
 	}}

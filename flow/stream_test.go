@@ -391,8 +391,8 @@ func minutes(w flow.Windows[event]) flow.Windows[event] {
 func describe(ws []flow.Window[event]) (all []string) {
 	for _, w := range ws {
 		late := ""
-		if w.Late {
-			late = " late"
+		if w.Again {
+			late = " again"
 		}
 		all = append(all, fmt.Sprintf("%s%v-%v:%d%s", w.Key, w.Start.Sub(noon).Seconds(), w.End.Sub(noon).Seconds(), len(w.Values), late))
 	}
@@ -411,7 +411,7 @@ func TestWindowsByTime(t *testing.T) {
 		p.publish(events, at(70, ""))
 		assert.Equal(t, []string{"0-60:3"}, describe(g.await(p, 1)))
 		p.publish(events, at(30, ""), at(31, "")) // too late
-		assert.Equal(t, []string{"0-60:2 late", "60-120:3"}, describe(g.await(p, 3))[1:], "when nothing more comes")
+		assert.Equal(t, []string{"0-60:2 again", "60-120:3"}, describe(g.await(p, 3))[1:], "when nothing more comes")
 		p.settled(events, 0)
 		stop()
 	})
@@ -717,4 +717,84 @@ func TestStreamOfNames(t *testing.T) {
 	slices.Sort(says)
 	assert.Equal(t, "flow test/arithmetic: sum is 6 and 9", says[0])
 	assert.Contains(t, says[1], "flow test/ints: panic: ")
+}
+
+// A window that was closed because nothing came is followed by one that says so.
+func TestWindowsThatAreClosedEarly(t *testing.T) {
+	p := plumb(t)
+	var g gathered[flow.Window[event]]
+	run(p, flow.Via(flow.Windowed(flow.FromTopic(p.consumer(events)), minutes(flow.Windows[event]{Idle: 50 * time.Millisecond})), g.step("store")))
+	p.publish(events, at(1, ""))
+	g.await(p, 1)
+	p.publish(events, at(2, ""))
+	g.await(p, 2)
+	p.publish(events, at(61, ""))
+	assert.Equal(t, []string{"0-60:1", "0-60:1 again", "60-120:1"}, describe(g.await(p, 3)))
+}
+
+// Elements of a window that are spread again fail together, and are tried together.
+func TestWindowsThatAreSpread(t *testing.T) {
+	p := plumb(t)
+	var tried atomic.Int32
+	var g gathered[event]
+	fails := flow.Tap("fails", func(_ context.Context, e event) error {
+		if e.N == 2 && tried.Add(1) < 4 {
+			return errFails
+		}
+		return nil
+	})
+	values := flow.Map("values", func(w flow.Window[event]) []event { return w.Values })
+	windows := flow.Windowed(flow.FromTopic(p.consumer(events)), flow.Windows[event]{Count: 3})
+	run(p, flow.Via(flow.Spread(flow.Via(windows, values)), flow.Then(fails, g.step("done"))))
+	p.publish(events, count(0, 3)...)
+	p.settled(events, 0)
+	assert.Equal(t, []int{0, 1, 0, 1, 0, 1, 0, 1, 2}, numbers(g.list()), "more often than its consumer would try")
+}
+
+// The two of a pair are acknowledged together: what stays behind would seem to
+// have no partner.
+func TestOuterJoinThatStops(t *testing.T) {
+	p := plumb(t)
+	var g gathered[flow.Joined[event, event]]
+	start := func() (stop func()) {
+		_, stop = run(p, flow.Via(flow.Join("match", flow.FromTopic(p.consumer(events)), flow.FromTopic(p.consumer(others)), flow.Joining[event, event]{
+			Within: time.Minute, LeftTime: func(e event) time.Time { return e.At }, RightTime: func(e event) time.Time { return e.At },
+			Outer: true, Grace: time.Millisecond, Idle: time.Hour,
+		}), g.step("store")))
+		return stop
+	}
+	stop := start()
+	p.publish(events, at(0, "a"), at(130, "x"))
+	p.publish(others, at(50, "a"), at(130, "x"))
+	g.await(p, 2)
+	time.Sleep(600 * time.Millisecond) // the left one is past its partners, the right one is not
+	stop()
+	start()
+	p.publish(events, at(500, "y"))
+	p.publish(others, at(500, "y"))
+	for _, j := range g.await(p, 5) { // two pairs, again, and a new one
+		require.NotNil(t, j.Left)
+		require.NotNil(t, j.Right)
+	}
+}
+
+// To wait for a stage is no attempt, however long it takes.
+func TestWaitingForAStageIsNoAttempt(t *testing.T) {
+	p := plumb(t)
+	var g gathered[[]event]
+	slow := flow.Tap("slow", func(context.Context, []event) error { time.Sleep(100 * time.Millisecond); return nil })
+	c := p.consumer(events, echo.WithRetry(echo.Retry{Attempts: 1, Timeout: 10 * time.Millisecond}))
+	run(p, flow.Via(flow.Batch(flow.FromTopic(c), 1, time.Second), flow.Then(slow, g.step("done"))))
+	p.publish(events, count(0, 5)...)
+	p.settled(events, 0)
+	assert.Len(t, g.list(), 5)
+}
+
+// echo.ErrLater is for handlers: nobody would settle what a step keeps.
+func TestStepThatKeeps(t *testing.T) {
+	p := plumb(t)
+	keeps := flow.Tap("keeps", func(context.Context, event) error { return fmt.Errorf("wrapped: %w", echo.ErrLater) })
+	run(p, flow.Via(flow.FromTopic(p.consumer(events)), keeps))
+	p.publish(events, event{N: 1})
+	p.settled(events, 1)
 }

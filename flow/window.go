@@ -122,8 +122,9 @@ type Windows[T any] struct {
 	// Time is when an element happened. Nil: when its message was published.
 	Time func(T) time.Time
 	// Attempts is how often a window is tried whose steps fail, with a back-off
-	// from 100 ms to 10 s, before its messages become dead letters. The default is 8,
-	// about half a minute.
+	// from 100 ms to 10 s and nothing else passing, before its messages become dead
+	// letters as if a handler had rejected them. 0: until it is accepted, or a step
+	// returns [echo.Reject].
 	Attempts int
 }
 
@@ -131,7 +132,7 @@ type Windows[T any] struct {
 type Window[T any] struct {
 	Key        string    // of all, "" without a key function
 	Start, End time.Time // of Every: from Start to before End; otherwise the times of the first and of the last
-	Late       bool      // a window with this key and these times was closed before, as its time was over
+	Again      bool      // it is not the first with this key and these times, or may not be: others were closed
 	Values     []T       // in the order in which they came
 }
 
@@ -146,12 +147,13 @@ type Window[T any] struct {
 // window has those of one member: let one process at a time run the pipeline, or
 // give each keys of its own.
 //
-// What comes after its window was closed makes another one, marked Late. That is
-// so for what a process that crashed had received, if it comes again, a lease
-// later, when its window is closed: whoever uses windows must add a late one.
+// What comes after its window was closed, for whatever reason, makes another one,
+// marked Again. That is so for what a process that crashed had received, if it
+// comes again, a lease later, when its window is closed: whoever uses
+// windows must add such a one to what there is.
 func Windowed[T any](s Stream[T], w Windows[T]) Stream[Window[T]] {
 	return Stream[Window[T]]{func(b *pipes, to sink[Window[T]]) {
-		wi := &windowing[T]{Windows: w, to: to, in: make(chan item[T]), open: make(map[windowID]*opened[T])}
+		wi := &windowing[T]{Windows: w, to: to, in: make(chan item[T]), open: make(map[windowID]*opened[T]), early: make(map[windowID]struct{})}
 		s.to(b, sink[T]{wi.take, true})
 		wi.place = b.add(b.in, WindowKind, w.name())
 		switch {
@@ -186,22 +188,23 @@ type windowing[T any] struct {
 	in    chan item[T]
 
 	open   map[windowID]*opened[T]
-	newest time.Time // of all elements
-	came   time.Time // when the last one did, by the clock
+	early  map[windowID]struct{} // closed before their time was over
+	newest time.Time             // of all elements
+	came   time.Time             // when the last one did, by the clock
 	timer  *time.Timer
 	stop   <-chan struct{}
 }
 
 type windowID struct {
 	key   string
-	start int64 // in Every since the zero time
+	start time.Time // in UTC, zero without Every
 }
 
 // opened is a window that is open.
 type opened[T any] struct {
 	Window[T]
 	elements []item[T]
-	until    time.Time // by the clock, of a late one
+	until    time.Time // by the clock, of one whose time is over already
 }
 
 func (w *windowing[T]) take(ctx context.Context, e item[T]) error {
@@ -254,7 +257,7 @@ func (w *windowing[T]) add(ctx context.Context, e item[T]) {
 	w.came = time.Now()
 	id := windowID{key: e.key}
 	if w.Every > 0 {
-		id.start = e.at.Truncate(w.Every).UnixNano()
+		id.start = e.at.Truncate(w.Every).UTC()
 	}
 	o := w.open[id]
 	if o == nil {
@@ -262,7 +265,8 @@ func (w *windowing[T]) add(ctx context.Context, e item[T]) {
 		if w.Every > 0 {
 			o.Start = e.at.Truncate(w.Every)
 			o.End = o.Start.Add(w.Every)
-			if o.Late = w.over(o.End); o.Late {
+			if _, o.Again = w.early[id]; w.over(o.End) {
+				o.Again = true
 				o.until = w.came.Add(max(w.Late, min(w.Idle, time.Second)))
 			}
 		}
@@ -277,7 +281,12 @@ func (w *windowing[T]) add(ctx context.Context, e item[T]) {
 	if e.at.After(w.newest) {
 		w.newest = e.at
 		if w.Every > 0 {
-			w.closeAll(ctx, func(o *opened[T]) bool { return !o.Late && w.over(o.End) })
+			for id := range w.early {
+				if w.over(id.start.Add(w.Every)) { // that alone tells now
+					delete(w.early, id)
+				}
+			}
+			w.closeAll(ctx, func(o *opened[T]) bool { return o.until.IsZero() && w.over(o.End) })
 		}
 	}
 }
@@ -289,7 +298,7 @@ func (w *windowing[T]) over(end time.Time) bool { return !end.Add(w.Late).After(
 func (w *windowing[T]) tick(ctx context.Context) {
 	now := time.Now()
 	idle := w.Idle > 0 && now.Sub(w.came) >= w.Idle
-	w.closeAll(ctx, func(o *opened[T]) bool { return idle || o.Late && !o.until.After(now) })
+	w.closeAll(ctx, func(o *opened[T]) bool { return idle || !o.until.IsZero() && !o.until.After(now) })
 }
 
 // arm sets the timer for the next tick.
@@ -299,7 +308,7 @@ func (w *windowing[T]) arm() {
 		next = time.Until(w.came.Add(w.Idle))
 	}
 	for _, o := range w.open {
-		if o.Late {
+		if !o.until.IsZero() {
 			next = min(next, time.Until(o.until))
 		}
 	}
@@ -314,7 +323,7 @@ func (w *windowing[T]) closeAll(ctx context.Context, which func(*opened[T]) bool
 			ids = append(ids, id)
 		}
 	}
-	slices.SortFunc(ids, func(a, b windowID) int { return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.key, b.key)) })
+	slices.SortFunc(ids, func(a, b windowID) int { return cmp.Or(a.start.Compare(b.start), cmp.Compare(a.key, b.key)) })
 	for _, id := range ids {
 		w.close(ctx, id)
 	}
@@ -323,22 +332,21 @@ func (w *windowing[T]) closeAll(ctx context.Context, which func(*opened[T]) bool
 func (w *windowing[T]) close(ctx context.Context, id windowID) {
 	o := w.open[id]
 	delete(w.open, id)
+	if w.Every > 0 && !w.over(o.End) {
+		w.early[id] = struct{}{}
+	}
 	o.Values = unwrapped(o.elements)
 	persist(ctx, w.stop, w.place, w.Attempts, w.to, become(bundled(o.elements), o.Window))
 }
 
 const (
-	defaultAttempts = 8
-	firstPause      = 100 * time.Millisecond
-	longestPause    = 10 * time.Second
+	firstPause   = 100 * time.Millisecond
+	longestPause = 10 * time.Second
 )
 
 // persist is pass for what would not come again as it is: it is tried again
 // here, until that is hopeless.
 func persist[T any](ctx context.Context, stop <-chan struct{}, p *place, attempts int, to sink[T], e item[T]) {
-	if attempts == 0 {
-		attempts = defaultAttempts
-	}
 	pause := firstPause
 	for n := 1; ; n++ {
 		since := p.begin()
@@ -372,7 +380,8 @@ func persist[T any](ctx context.Context, stop <-chan struct{}, p *place, attempt
 
 // rejected reports whether an error says that trying again is of no use; see
 // [echo.Reject].
-func rejected(err error) bool {
+func rejected(err error) (yes bool) {
+	defer func() { recover() }() // as it may be any error
 	r, ok := errors.AsType[interface {
 		error
 		Rejected() bool

@@ -55,9 +55,11 @@ func keepLedger(n, kills int, addr string) error {
 		time.Sleep(between(50, 400))
 		w.Process.Kill()
 		<-w.ended
-		if w, err = start(addr); err != nil {
+		next, err := start(addr)
+		if err != nil {
 			return err
 		}
+		w = next
 	}
 	if err := <-published; err != nil {
 		return err

@@ -254,6 +254,24 @@ var laters = []promise{
 			assert.EqualValues(b, n, c.Stats().Handled)
 		}
 	}},
+	{"a consumer that deduplicates handles what is kept once", func(b *bench) {
+		for _, concurrency := range []int{1, 4} {
+			k := newKeeper()
+			c := subscribe(b, jobs, echo.WithGroup(fmt.Sprint("g", concurrency)), echo.FromNewest(), echo.WithConcurrency(concurrency), echo.WithDedup(time.Minute))
+			running(b, c, k.handle)
+			p := echo.NewProducer(b.bus, jobs)
+			again := func() { require.NoError(b, p.Publish(b.Context(), job{N: 1}, echo.WithID("same"))) }
+			again()
+			first := k.take(b, 1)
+			again()
+			k.none(b, 200*time.Millisecond)
+			first[0].Settle(nil)
+			k.none(b, 200*time.Millisecond)
+			again()
+			k.none(b, 200*time.Millisecond)
+			require.NoError(b, c.Close())
+		}
+	}},
 	{"a loop settles its messages as handlers do", func(b *bench) {
 		c := subscribe(b, jobs, echo.WithGroup("g"), brisk(2))
 		b.publish(job{N: 1}, job{N: 2})
