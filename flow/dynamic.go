@@ -66,7 +66,7 @@ func (r *Registry) Define(name string, def any, opts ...DefineOption) (*Flow[Val
 	if !ok {
 		return nil, &Error{name, name, &classified{ErrNotTuple, fmt.Sprintf("the definition is a %T, want a Tuple", def)}}
 	}
-	e, err := tupleElement(t, true)
+	e, err := tupleElement(t, nil)
 	if err != nil {
 		return nil, &Error{name, name, err}
 	}
@@ -100,19 +100,26 @@ func (s sequenceText) element() element {
 	return e
 }
 
-func tupleElement(t Tuple, sequence bool) (e element, err error) {
-	e.kind = GroupKind
-	if sequence {
-		e.kind = SequenceKind
+// tupleElement makes an element of a Tuple that is in others, named by their first
+// elements.
+func tupleElement(t Tuple, outer []*any) (e element, err error) {
+	e.kind = SequenceKind
+	if len(outer)%2 == 1 {
+		e.kind = GroupKind
 	}
-	if len(t) == 0 {
+	switch {
+	case len(t) == 0:
 		return e, &classified{ErrEmpty, "a Tuple is empty"}
+	case slices.Contains(outer, &t[0]):
+		return e, &classified{ErrDefinition, "a Tuple contains itself: a flow has no cycles"}
+	case len(outer) == deepest:
+		return e, &classified{ErrDefinition, fmt.Sprintf("Tuples are nested more than %d deep", deepest)}
 	}
 	for _, x := range t {
 		part := element{kind: FuncKind}
 		switch x := x.(type) {
 		case Tuple:
-			if part, err = tupleElement(x, !sequence); err != nil {
+			if part, err = tupleElement(x, append(slices.Clip(outer), &t[0])); err != nil {
 				return e, err
 			}
 		case string:

@@ -302,3 +302,23 @@ func FuzzText(f *testing.F) {
 		}
 	})
 }
+
+// A definition by Tuples is data, which may be anything.
+func TestTuplesWithoutEnd(t *testing.T) {
+	var r flow.Registry
+	require.NoError(t, r.Register("f", func() {}, nil))
+	cycle := flow.Tuple{"f", nil}
+	cycle[1] = flow.Tuple{"f", cycle}
+	_, err := r.Define("cycle", cycle)
+	assert.ErrorContains(t, err, "flow cycle: a Tuple contains itself")
+	assert.ErrorIs(t, err, flow.ErrDefinition)
+	deep := flow.Tuple{"f"}
+	for range 1_000_000 {
+		deep = flow.Tuple{deep}
+	}
+	_, err = r.Define("deep", deep)
+	assert.ErrorContains(t, err, "deep")
+	twice := flow.Tuple{"f"}
+	_, err = r.Define("twice", flow.Tuple{twice, twice})
+	assert.NoError(t, err, "in two places is no cycle")
+}
