@@ -21,8 +21,6 @@ func (s Sight) String() string {
 		return "from " + s.Name
 	case PublishKind:
 		return "to " + s.Name
-	case BatchKind, WindowKind, ParallelKind:
-		return string(s.Kind) + " " + s.Name
 	case GroupKind, EachKind, DispatchKind, UnionKind, JoinKind:
 		members := make([]string, len(s.Children))
 		for i, c := range s.Children {
@@ -179,10 +177,6 @@ func (g *drawing) walk(s Sight, from []edge) (ends []edge) {
 // label is the name of a place and what happened there.
 func (s Sight) label() string {
 	lines := []string{s.Name}
-	switch s.Kind {
-	case BatchKind, WindowKind, ParallelKind:
-		lines[0] = string(s.Kind) + " " + s.Name
-	}
 	lines = append(lines, s.Policy...)
 	c := s.Counts
 	var counts []string

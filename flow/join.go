@@ -146,9 +146,7 @@ func (s *side[T]) take(ctx context.Context, e item[T]) error {
 // add holds an element.
 func (s *side[T]) add(e item[T]) *waiting[T] {
 	s.came = time.Now()
-	if e.at.After(s.newest) {
-		s.newest = e.at
-	}
+	s.newest = newer(s.newest, e.at, s.came)
 	w := &waiting[T]{item: e, pairs: share(e.from)}
 	s.held[e.key] = append(s.held[e.key], w)
 	s.n++

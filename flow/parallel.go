@@ -26,7 +26,7 @@ func Parallel[T any](s Stream[T], n int, key func(T) string) Stream[T] {
 			}
 			return pa.take(ctx, e)
 		}, true})
-		pa.place = b.add(b.in, ParallelKind, fmt.Sprintf("%d at a time", n))
+		pa.place = b.add(b.in, ParallelKind, fmt.Sprintf("parallel %d", n))
 		if n < 1 {
 			b.fail(pa.place, ErrDefinition, "Parallel needs at least one goroutine, not %d", n)
 			return

@@ -197,6 +197,29 @@ func TestStreamAcknowledgesAfterAllOutputs(t *testing.T) {
 	assert.Positive(t, pipe.Sight().Children[1].Children[1].Counts.Failed)
 }
 
+// What is published again has the same key, and is stored once.
+func TestStreamThatRepeatsIsStoredOnce(t *testing.T) {
+	p := plumb(t)
+	once := echo.NewTopic[event]("once", echo.WithDedup(time.Minute))
+	var tried atomic.Int32
+	fails := flow.Tap("fails", func(context.Context, event) error {
+		if tried.Add(1) < 3 {
+			return errFails
+		}
+		return nil
+	})
+	publish := flow.ToTopicFunc(echo.NewProducer(p.bus, once), func(e event) []echo.PublishOption {
+		return []echo.PublishOption{echo.WithIdempotencyKey(fmt.Sprint("event ", e.N))}
+	})
+	run(p, flow.Via(flow.FromTopic(p.consumer(events)), flow.Then(publish, fails)))
+	p.publish(events, count(0, 3)...)
+	p.settled(events, 0)
+	in, err := p.bus.Inspect(t.Context(), "once")
+	require.NoError(t, err)
+	assert.EqualValues(t, 3, in.Messages)
+	assert.EqualValues(t, 2, in.Duplicates)
+}
+
 func TestStreamKeepsTheOrderOfKeys(t *testing.T) {
 	for name, through := range map[string]func(p *plumbing) flow.Stream[event]{
 		"of messages": func(p *plumbing) flow.Stream[event] {
@@ -244,7 +267,7 @@ func TestStreamInBatches(t *testing.T) {
 	overEach(t, func(p *plumbing) {
 		t := p.T
 		var g gathered[[]event]
-		_, stop := run(p, flow.Via(flow.Batch(flow.FromTopic(p.consumer(events)), 4, 100*time.Millisecond), g.step("store")))
+		_, stop := run(p, flow.Via(flow.Batch(flow.FromTopic(p.consumer(events)), 4, time.Second), g.step("store")))
 		p.publish(events, count(0, 10)...)
 		batches := g.await(p, 3)
 		for i, want := range [][]int{{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9}} {
@@ -404,7 +427,7 @@ func TestWindowsByTime(t *testing.T) {
 		t := p.T
 		var g gathered[flow.Window[event]]
 		_, stop := run(p, flow.Via(flow.Windowed(flow.FromTopic(p.consumer(events)),
-			minutes(flow.Windows[event]{Late: 10 * time.Second, Idle: 300 * time.Millisecond})), g.step("store")))
+			minutes(flow.Windows[event]{Late: 10 * time.Second, Idle: time.Second})), g.step("store")))
 		p.publish(events, at(1, ""), at(59.9, ""), at(61, ""), at(58, ""), at(69.9, ""))
 		time.Sleep(50 * time.Millisecond)
 		assert.Empty(t, g.list(), "ten seconds late are not over")
@@ -500,7 +523,7 @@ func TestWindowsThatFail(t *testing.T) {
 func TestJoin(t *testing.T) {
 	j := flow.Joining[event, event]{
 		Within: time.Minute, LeftTime: func(e event) time.Time { return e.At }, RightTime: func(e event) time.Time { return e.At },
-		Idle: 200 * time.Millisecond, Grace: time.Millisecond,
+		Idle: 1500 * time.Millisecond, Grace: time.Millisecond,
 	}
 	text := func(all []flow.Joined[event, event]) (texts []string) {
 		sec := func(e *event) string {
@@ -658,6 +681,7 @@ func TestStreamDefinitionsThatAreWrong(t *testing.T) {
 		"one twice":        {flow.Union(flow.FromTopic(c), flow.FromTopic(c)), "flow p/events: the consumer is a source already"},
 		"no step":          {flow.Via(from(), flow.Step[event, event]{}), "flow p: a step is missing"},
 		"no producer":      {flow.Via(from(), flow.ToTopic[event](nil)), "flow p/a topic: the function is nil"},
+		"no options":       {flow.Via(from(), flow.ToTopicFunc(echo.NewProducer(p.bus, events), nil)), "flow p/events: the function is nil"},
 		"no lanes":         {flow.Parallel(from(), 0, nil), "Parallel needs at least one goroutine, not 0"},
 		"no batch":         {flow.Spread(flow.Batch(from(), 0, time.Second)), "a batch needs at least one element, not 0"},
 		"no wait":          {flow.Spread(flow.Batch(from(), 2, 0)), "and some time, not 0s"},
@@ -767,7 +791,7 @@ func TestOuterJoinThatStops(t *testing.T) {
 	p.publish(events, at(0, "a"), at(130, "x"))
 	p.publish(others, at(50, "a"), at(130, "x"))
 	g.await(p, 2)
-	time.Sleep(600 * time.Millisecond) // the left one is past its partners, the right one is not
+	time.Sleep(1500 * time.Millisecond) // the left one is past its partners, the right one is not
 	stop()
 	start()
 	p.publish(events, at(500, "y"))
@@ -797,4 +821,41 @@ func TestStepThatKeeps(t *testing.T) {
 	run(p, flow.Via(flow.FromTopic(p.consumer(events)), keeps))
 	p.publish(events, event{N: 1})
 	p.settled(events, 1)
+}
+
+// A clock that is wrong closes nobody's window.
+func TestWindowsAndTimesToCome(t *testing.T) {
+	p := plumb(t)
+	var g gathered[flow.Window[event]]
+	run(p, flow.Via(flow.Windowed(flow.FromTopic(p.consumer(events)), flow.Windows[event]{
+		Every: time.Hour, Idle: time.Second, Time: func(e event) time.Time { return e.At },
+	}), g.step("store")))
+	now := time.Now()
+	p.publish(events, event{N: 1, At: now}, event{N: 2, At: now.AddDate(100, 0, 0)}, event{N: 3, At: now})
+	ws := g.await(p, 2)
+	assert.Equal(t, []int{1, 3}, numbers(ws[0].Values))
+	assert.Equal(t, []int{2}, numbers(ws[1].Values))
+	assert.False(t, ws[0].Again || ws[1].Again)
+}
+
+// Many windows are open at once, and what comes finds its own.
+func TestManyWindows(t *testing.T) {
+	p := plumb(t)
+	const keys, each = 2000, 5
+	var g gathered[flow.Window[event]]
+	run(p, flow.Via(flow.Windowed(flow.FromTopic(p.consumer(events, echo.WithPrefetch(2*keys*each, 64<<20))), flow.Windows[event]{
+		Every: time.Minute, Late: time.Minute, Idle: time.Hour,
+		Time: func(e event) time.Time { return e.At }, Key: func(e event) string { return e.Key },
+	}), g.step("store")))
+	for n := range each {
+		var es []event
+		for k := range keys {
+			es = append(es, at(float64(n), fmt.Sprint(k)))
+		}
+		p.publish(events, es...)
+	}
+	p.publish(events, at(120, "last"))
+	for _, w := range g.await(p, keys) {
+		assert.Len(t, w.Values, each)
+	}
 }

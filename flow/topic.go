@@ -50,6 +50,16 @@ func ToTopic[M any](p *echo.Producer[M], opts ...echo.PublishOption) Step[M, M] 
 	})
 }
 
+// ToTopicFunc is a [ToTopic] with options that follow from the value. With an
+// [echo.WithIdempotencyKey] among them, what is published again because
+// something after it failed, or because of a crash, is stored or handled once where
+// [echo.WithDedup] says so.
+func ToTopicFunc[M any](p *echo.Producer[M], options func(M) []echo.PublishOption) Step[M, M] {
+	return leaf(PublishKind, topicOf(p), p == nil || options == nil, func(ctx context.Context, v M) (M, error) {
+		return v, p.Publish(ctx, v, options(v)...)
+	})
+}
+
 // ToTopicBatch is a step that publishes the elements of a slice in order, and
 // returns it.
 func ToTopicBatch[M any](p *echo.Producer[M], opts ...echo.PublishOption) Step[[]M, []M] {

@@ -23,7 +23,7 @@ func Batch[T any](s Stream[T], n int, wait time.Duration) Stream[[]T] {
 	return Stream[[]T]{func(b *pipes, to sink[[]T]) {
 		ba := &batching[T]{to: to, n: n, wait: wait, in: make(chan item[T])}
 		s.to(b, sink[T]{func(ctx context.Context, e item[T]) error { return hand(ctx, ba.in, e) }, true})
-		ba.place = b.add(b.in, BatchKind, fmt.Sprintf("%d in %v", n, wait))
+		ba.place = b.add(b.in, BatchKind, fmt.Sprintf("batch %d in %v", n, wait))
 		if n < 1 || wait <= 0 {
 			b.fail(ba.place, ErrDefinition, "a batch needs at least one element, not %d, and some time, not %v", n, wait)
 		}
@@ -119,7 +119,8 @@ type Windows[T any] struct {
 	// Key puts elements with different keys into different windows. Nil: one
 	// window is for all.
 	Key func(T) string
-	// Time is when an element happened. Nil: when its message was published.
+	// Time is when an element happened. Nil: when its message was published. One in
+	// the future belongs to a window there, and closes none.
 	Time func(T) time.Time
 	// Attempts is how often a window is tried whose steps fail, with a back-off
 	// from 100 ms to 10 s and nothing else passing, before its messages become dead
@@ -155,7 +156,7 @@ func Windowed[T any](s Stream[T], w Windows[T]) Stream[Window[T]] {
 	return Stream[Window[T]]{func(b *pipes, to sink[Window[T]]) {
 		wi := &windowing[T]{Windows: w, to: to, in: make(chan item[T]), open: make(map[windowID]*opened[T]), early: make(map[windowID]struct{})}
 		s.to(b, sink[T]{wi.take, true})
-		wi.place = b.add(b.in, WindowKind, w.name())
+		wi.place = b.add(b.in, WindowKind, "window "+w.name())
 		switch {
 		case w.Every < 0 || w.Late < 0 || w.Count < 0 || w.Idle < 0 || w.Attempts < 0:
 			b.fail(wi.place, ErrDefinition, "a duration or number of Windows is negative")
@@ -189,8 +190,10 @@ type windowing[T any] struct {
 
 	open   map[windowID]*opened[T]
 	early  map[windowID]struct{} // closed before their time was over
-	newest time.Time             // of all elements
-	came   time.Time             // when the last one did, by the clock
+	newest time.Time             // of all elements, but not in the future
+	due    time.Time             // the first end of open windows, or before; zero: no such
+	came   time.Time             // when the last element did, by the clock
+	alarm  time.Time             // the first of the times until which windows are open, by the clock; zero: none
 	timer  *time.Timer
 	stop   <-chan struct{}
 }
@@ -219,7 +222,7 @@ func (w *windowing[T]) take(ctx context.Context, e item[T]) error {
 }
 
 func (w *windowing[T]) run(ctx context.Context, stop <-chan struct{}) {
-	w.timer, w.stop = time.NewTimer(time.Hour), stop
+	w.timer, w.stop = time.NewTimer(0), stop
 	defer w.timer.Stop()
 	for {
 		select {
@@ -227,13 +230,13 @@ func (w *windowing[T]) run(ctx context.Context, stop <-chan struct{}) {
 			w.add(ctx, e)
 		case <-w.timer.C:
 			w.tick(ctx)
+			w.arm()
 		case <-stop:
 			w.giveUp(ctx)
 			return
 		case <-ctx.Done():
 			return
 		}
-		w.arm()
 	}
 }
 
@@ -268,6 +271,12 @@ func (w *windowing[T]) add(ctx context.Context, e item[T]) {
 			if _, o.Again = w.early[id]; w.over(o.End) {
 				o.Again = true
 				o.until = w.came.Add(max(w.Late, min(w.Idle, time.Second)))
+				if w.alarm.IsZero() { // otherwise it is sooner
+					w.alarm = o.until
+					w.arm()
+				}
+			} else if w.due.IsZero() || o.End.Before(w.due) {
+				w.due = o.End
 			}
 		}
 		w.open[id] = o
@@ -278,17 +287,22 @@ func (w *windowing[T]) add(ctx context.Context, e item[T]) {
 	if o.elements = append(o.elements, e); len(o.elements) == w.Count {
 		w.close(ctx, id)
 	}
-	if e.at.After(w.newest) {
-		w.newest = e.at
-		if w.Every > 0 {
-			for id := range w.early {
-				if w.over(id.start.Add(w.Every)) { // that alone tells now
-					delete(w.early, id)
-				}
-			}
-			w.closeAll(ctx, func(o *opened[T]) bool { return o.until.IsZero() && w.over(o.End) })
-		}
+	w.newest = newer(w.newest, e.at, w.came)
+	if w.Every > 0 && !w.due.IsZero() && w.over(w.due) {
+		w.closeAll(ctx, func(o *opened[T]) bool { return o.until.IsZero() && w.over(o.End) })
 	}
+}
+
+// newer is the later of two times, of which the second may be that of a clock which
+// is wrong: one in the future is not believed.
+func newer(newest, at, now time.Time) time.Time {
+	if at.After(now) {
+		at = now
+	}
+	if at.After(newest) {
+		return at
+	}
+	return newest
 }
 
 // over reports whether elements show that a time has passed.
@@ -301,16 +315,17 @@ func (w *windowing[T]) tick(ctx context.Context) {
 	w.closeAll(ctx, func(o *opened[T]) bool { return idle || !o.until.IsZero() && !o.until.After(now) })
 }
 
-// arm sets the timer for the next tick.
+// arm sets the timer for the next tick. As elements come, that may be early.
 func (w *windowing[T]) arm() {
 	next := time.Hour
-	if w.Idle > 0 && len(w.open) > 0 {
-		next = time.Until(w.came.Add(w.Idle))
-	}
-	for _, o := range w.open {
-		if !o.until.IsZero() {
-			next = min(next, time.Until(o.until))
+	if w.Idle > 0 {
+		next = w.Idle
+		if since := time.Since(w.came); since < w.Idle {
+			next = w.Idle - since
 		}
+	}
+	if !w.alarm.IsZero() {
+		next = min(next, time.Until(w.alarm))
 	}
 	w.timer.Reset(max(next, time.Millisecond))
 }
@@ -326,6 +341,22 @@ func (w *windowing[T]) closeAll(ctx context.Context, which func(*opened[T]) bool
 	slices.SortFunc(ids, func(a, b windowID) int { return cmp.Or(a.start.Compare(b.start), cmp.Compare(a.key, b.key)) })
 	for _, id := range ids {
 		w.close(ctx, id)
+	}
+	w.due, w.alarm = time.Time{}, time.Time{}
+	for _, o := range w.open {
+		first := &w.due
+		at := o.End
+		if !o.until.IsZero() {
+			first, at = &w.alarm, o.until
+		}
+		if first.IsZero() || at.Before(*first) {
+			*first = at
+		}
+	}
+	for id := range w.early {
+		if w.over(id.start.Add(w.Every)) { // that alone tells now
+			delete(w.early, id)
+		}
 	}
 }
 

@@ -76,7 +76,7 @@ function leaf(s) {
 /** The lines in a place's box, and what they look like. */
 function describe(s) {
   const c = s.counts;
-  const name = (s.key ? `${s.key}: ` : "") + (["batch", "window", "parallel"].includes(s.kind) ? `${s.kind} ${s.name}` : s.name || s.kind);
+  const name = (s.key ? `${s.key}: ` : "") + (s.name || s.kind);
   const lines = [[name, "name"], ...(s.policy ?? []).map((p) => [p, "soft"])];
   if (c.calls > 0) {
     const part = c.given ? ` of ${c.given}` : "";
