@@ -133,7 +133,7 @@ type Windows[T any] struct {
 type Window[T any] struct {
 	Key        string    // of all, "" without a key function
 	Start, End time.Time // of Every: from Start to before End; otherwise the times of the first and of the last
-	Again      bool      // it is not the first with this key and these times, or may not be: others were closed
+	Again      bool      // it may not be the first with this key and these times: one was closed, or some of it was delivered before
 	Values     []T       // in the order in which they came
 }
 
@@ -149,9 +149,9 @@ type Window[T any] struct {
 // give each keys of its own.
 //
 // What comes after its window was closed, for whatever reason, makes another one,
-// marked Again. That is so for what a process that crashed had received, if it
-// comes again, a lease later, when its window is closed: whoever uses
-// windows must add such a one to what there is.
+// marked Again. After a crash a window may come a second time, whole or in part, and
+// is marked, too. So whoever keeps windows replaces or adds what is not marked, and
+// for one that is looks at what there is already.
 func Windowed[T any](s Stream[T], w Windows[T]) Stream[Window[T]] {
 	return Stream[Window[T]]{func(b *pipes, to sink[Window[T]]) {
 		wi := &windowing[T]{Windows: w, to: to, in: make(chan item[T]), open: make(map[windowID]*opened[T]), early: make(map[windowID]struct{})}
@@ -367,6 +367,7 @@ func (w *windowing[T]) close(ctx context.Context, id windowID) {
 		w.early[id] = struct{}{}
 	}
 	o.Values = unwrapped(o.elements)
+	o.Again = o.Again || slices.ContainsFunc(o.elements, func(e item[T]) bool { return e.attempt > 1 })
 	persist(ctx, w.stop, w.place, w.Attempts, w.to, become(bundled(o.elements), o.Window))
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -154,41 +153,38 @@ var laters = []promise{
 			"context": func(_ *echo.Consumer[job], cancel func()) { cancel() },
 			"close":   func(c *echo.Consumer[job], _ func()) { assert.NoError(b, c.Close()) },
 		} {
-			b.Run(name, func(t *testing.T) {
-				b := &bench{T: t, bus: b.bus, tr: b.tr}
-				k := newKeeper()
-				c := subscribe(b, jobs, echo.WithGroup(name), echo.FromNewest(), echo.WithDrainTimeout(500*time.Millisecond))
-				ctx, cancel := context.WithCancel(b.Context())
-				defer cancel()
-				ended := make(chan error, 1)
-				go func() { ended <- c.Run(ctx, k.handle) }()
-				b.publish(keyed(10)...)
-				batch := k.take(b, 10)
-				done := c.Done()
-				select {
-				case <-done:
-					require.Fail(b, "done before the stop")
-				default:
-				}
-				stop(c, cancel)
-				<-done
-				for _, m := range batch[:4] {
-					m.Settle(nil)
-				}
-				select {
-				case <-ended:
-					require.Fail(b, "it did not wait")
-				case <-time.After(100 * time.Millisecond):
-				}
-				require.NoError(b, <-ended)
-				<-c.Done()
-				batch[4].Settle(nil) // is too late
-				rest := take(b, subscribe(b, jobs, echo.WithGroup(name)), 6)
-				assert.Equal(b, []int{4, 5, 6, 7, 8, 9}, numbersOf(rest))
-				for _, m := range rest {
-					assert.Equal(b, 1, m.Attempt)
-				}
-			})
+			k := newKeeper()
+			c := subscribe(b, jobs, echo.WithGroup(name), echo.FromNewest(), echo.WithDrainTimeout(500*time.Millisecond))
+			ctx, cancel := context.WithCancel(b.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- c.Run(ctx, k.handle) }()
+			b.publish(keyed(10)...)
+			batch := k.take(b, 10)
+			done := c.Done()
+			select {
+			case <-done:
+				require.Fail(b, "done before the stop")
+			default:
+			}
+			stop(c, cancel)
+			<-done // of one that has stopped
+			for _, m := range batch[:4] {
+				m.Settle(nil)
+			}
+			select {
+			case <-ended:
+				require.Fail(b, "it did not wait")
+			case <-time.After(100 * time.Millisecond):
+			}
+			require.NoError(b, <-ended)
+			<-c.Done()
+			batch[4].Settle(nil) // is too late
+			rest := take(b, subscribe(b, jobs, echo.WithGroup(name)), 6)
+			assert.Equal(b, []int{4, 5, 6, 7, 8, 9}, numbersOf(rest))
+			for _, m := range rest {
+				assert.Equal(b, 1, m.Attempt)
+			}
+			cancel()
 		}
 	}},
 	{"any mix of messages kept, failed, released and handled at once ends, and loses none", func(b *bench) {

@@ -46,7 +46,7 @@ var terms = []promise{
 		})
 		assert.Equal(b, []int{2, 3}, jobsOf(r.all(b, 2)), "the time to live of a delayed message begins when it is due")
 		assert.EqualValues(b, 1, c.Stats().Expired)
-		assert.EqualValues(b, 2, c.Stats().Handled)
+		assert.Eventually(b, func() bool { return c.Stats().Handled == 2 }, patience, time.Millisecond, "once the last handler has returned")
 
 		loop := subscribe(b, jobs, echo.WithGroup("loop"))
 		defer loop.Close()
