@@ -5,14 +5,16 @@ package flow
 var (
 	ErrFlow error = &class{text: "flow failed"}
 
-	ErrDefinition  error = &class{text: "wrong definition", of: ErrFlow}
+	ErrCompose error = &class{text: "flow cannot be made or run", of: ErrFlow}
+
+	ErrDefinition  error = &class{text: "wrong definition", of: ErrCompose}
 	ErrEmpty       error = &class{text: "nothing in it", of: ErrDefinition}
 	ErrNotTuple    error = &class{text: "not a Tuple", of: ErrDefinition}
 	ErrNotCallable error = &class{text: "not a function", of: ErrDefinition}
 	ErrUnknown     error = &class{text: "no such function", of: ErrNotCallable}
 	ErrFuncArgs    error = &class{text: "parameters cannot be named", of: ErrDefinition}
 
-	ErrRun     error = &class{text: "run failed", of: ErrFlow}
+	ErrRun     error = &class{text: "run failed", of: ErrCompose}
 	ErrMerge   error = &class{text: "results contradict each other", of: ErrRun}
 	ErrResult  error = &class{text: "result is not Values", of: ErrRun}
 	ErrMissing error = &class{text: "arguments are missing", of: ErrRun}

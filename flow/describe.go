@@ -67,7 +67,7 @@ func (s Sight) inSequence() (steps []Sight) {
 func (s Sight) Mermaid() string {
 	var b strings.Builder
 	b.WriteString("flowchart LR\n")
-	text := strings.NewReplacer(`"`, "#quot;", "<", "#lt;", ">", "#gt;", "\n", "<br/>")
+	text := strings.NewReplacer("#", "#35;", `"`, "#quot;", "<", "#lt;", ">", "#gt;", "\n", "<br/>")
 	g := draw(s)
 	for i, n := range g.nodes {
 		open, end := "[", "]"

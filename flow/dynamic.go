@@ -2,11 +2,11 @@ package flow
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 )
 
 // Tuple is a definition of a flow: functions of a [Registry] by their names, and
@@ -149,11 +149,11 @@ func (r *Registry) define(name string, e element, opts []DefineOption) (*Flow[Va
 		}
 		run := d.build(b, parent, e)
 		return func(ctx context.Context, in Values) (Values, error) {
-			out, called, err := run(ctx, in, in)
-			if err == nil && !called { // nobody else's map
-				out = maps.Clone(in)
+			out, _, err := run(ctx, in, in)
+			if err != nil {
+				return nil, err
 			}
-			return out, err
+			return maps.Clone(out), nil // nobody else's map
 		}, parent
 	}})
 }
@@ -178,9 +178,24 @@ func (d *dynamic) build(b *builder, parent *place, e element) namedRunner {
 		parts[i] = d.build(b, p, part)
 	}
 	if e.kind == SequenceKind {
-		return d.sequence(p, parts)
+		return d.sequence(p, parts, e.parts)
 	}
-	return d.group(p, parts)
+	return d.group(p, parts, e.parts)
+}
+
+// String names an element in an error.
+func (e element) String() string {
+	if e.kind == FuncKind {
+		return e.name
+	}
+	names := make([]string, len(e.parts))
+	for i, p := range e.parts {
+		names[i] = p.String()
+	}
+	if e.kind == SequenceKind {
+		return "(" + strings.Join(names, " | ") + ")"
+	}
+	return "(" + strings.Join(names, ", ") + ")"
 }
 
 func (d *dynamic) function(b *builder, parent *place, e element) namedRunner {
@@ -189,14 +204,14 @@ func (d *dynamic) function(b *builder, parent *place, e element) namedRunner {
 		if e.column > 0 {
 			err = &classified{ErrUnknown, fmt.Sprintf("column %d: %v", e.column, err)}
 		}
-		b.errs = append(b.errs, &Error{parent.path, e.name, err})
+		b.errs = append(b.errs, &Error{parent.path + "/" + e.name, e.name, err})
 		return nil
 	}
 	type call struct {
 		to   *function
 		args []any
 	}
-	run, p := Func(e.name, func(ctx context.Context, c call) (Values, error) { return c.to.call(ctx, c.args) }).in(b, parent)
+	run, p := Func(e.name, func(ctx context.Context, c call) (Values, error) { return c.to.call(ctx, c.args, c.to.params) }).in(b, parent)
 	return func(ctx context.Context, _, in Values) (Values, bool, error) {
 		to, args, missing, err := fn.pick(in)
 		switch {
@@ -212,10 +227,10 @@ func (d *dynamic) function(b *builder, parent *place, e element) namedRunner {
 	}
 }
 
-func (d *dynamic) sequence(p *place, parts []namedRunner) namedRunner {
+func (d *dynamic) sequence(p *place, parts []namedRunner, steps []element) namedRunner {
 	return func(ctx context.Context, initial, in Values) (Values, bool, error) {
 		called := false
-		for _, run := range parts {
+		for i, run := range parts {
 			out, did, err := run(ctx, initial, in)
 			if err != nil {
 				return nil, false, err
@@ -226,9 +241,9 @@ func (d *dynamic) sequence(p *place, parts []namedRunner) namedRunner {
 			called = true
 			switch d.rules.visible {
 			case VisibleInitial:
-				out, err = merged(initial, out)
+				out, err = merged([]string{"the input", steps[i].String()}, initial, out)
 			case VisibleAll:
-				out, err = merged(in, out)
+				out, err = merged([]string{"what was there", steps[i].String()}, in, out)
 			}
 			if err != nil {
 				return nil, false, p.wrap(err)
@@ -239,14 +254,14 @@ func (d *dynamic) sequence(p *place, parts []namedRunner) namedRunner {
 	}
 }
 
-func (d *dynamic) group(p *place, parts []namedRunner) namedRunner {
+func (d *dynamic) group(p *place, parts []namedRunner, steps []element) namedRunner {
 	return func(ctx context.Context, initial, in Values) (out Values, called bool, err error) {
 		since := p.begin()
 		defer func() { p.end(since, err) }()
 		outs, did := make([]Values, len(parts)), make([]bool, len(parts))
 		err = together(ctx, len(parts), len(parts), func(ctx context.Context, i int) (err error) {
 			outs[i], did[i], err = parts[i](ctx, initial, in)
-			if errors.Is(err, ErrSkip) {
+			if isSkip(err) {
 				did[i], err = false, nil
 			}
 			return err
@@ -255,31 +270,33 @@ func (d *dynamic) group(p *place, parts []namedRunner) namedRunner {
 			return nil, false, err
 		}
 		var results []Values
+		var names []string
 		for i, out := range outs {
 			if did[i] {
-				results = append(results, out)
+				results, names = append(results, out), append(names, steps[i].String())
 			}
 		}
 		if len(results) == 0 {
 			return in, false, nil
 		}
-		if out, err = merged(results...); err != nil {
+		if out, err = merged(names, results...); err != nil {
 			return nil, false, p.wrap(err)
 		}
 		return out, true, nil
 	}
 }
 
-// merged is all of several Values. Those of one name must be equal.
-func merged(all ...Values) (Values, error) {
+// merged is all of several Values, which are by names. Those of one name must be equal.
+func merged(by []string, all ...Values) (Values, error) {
 	out := make(Values)
-	for _, vs := range all {
+	first := make(map[string]int) // who returned it
+	for i, vs := range all {
 		for _, k := range slices.Sorted(maps.Keys(vs)) {
-			old, ok := out[k]
-			if ok && !reflect.DeepEqual(old, vs[k]) {
-				return nil, &classified{ErrMerge, fmt.Sprintf("%s is %v and %v", k, old, vs[k])}
+			if j, ok := first[k]; !ok {
+				out[k], first[k] = vs[k], i
+			} else if !reflect.DeepEqual(out[k], vs[k]) {
+				return nil, &classified{ErrMerge, fmt.Sprintf("%s is %#v by %s and %#v by %s", k, out[k], by[j], vs[k], by[i])}
 			}
-			out[k] = vs[k]
 		}
 	}
 	return out, nil

@@ -17,6 +17,10 @@ import (
 	"github.com/echobus/echo/flow"
 )
 
+type row map[string]any
+
+func (r row) values() flow.Values { return flow.Values(r) }
+
 // known is a registry with some functions.
 func known(t testing.TB) *flow.Registry {
 	t.Helper()
@@ -40,6 +44,10 @@ func known(t testing.TB) *flow.Registry {
 		"empty":    {func() any { return []int{} }, nil, nil},
 		"nil":      {func() flow.Values { return nil }, nil, nil},
 		"false":    {func() any { return false }, nil, nil},
+		"row":      {func() row { return row{"a": 1} }, nil, nil},
+		"none":     {func() any { return map[string]int{} }, nil, nil},
+		"method":   {row{"n": 1}.values, nil, nil},
+		"skips":    {func() error { return flow.ErrSkip }, nil, nil},
 	} {
 		require.NoError(t, r.Register(name, f.f, f.params, f.results...), name)
 	}
@@ -58,6 +66,13 @@ func TestFlowsOfText(t *testing.T) {
 	}{
 		{"a", nil, V{"a": 1}},
 		{"a, b", nil, V{"a": 1, "b": 2}},
+		{"row", nil, V{"a": 1}},
+		{"none", V{"a": 1}, V{}},
+		{"method", nil, V{"n": 1}},
+		{"a, skips", nil, V{"a": 1}},
+		{"a, (skips | b)", nil, V{"a": 1}},
+		{"(needs_z | sum), b", V{"a": 0}, V{"b": 2}},
+		{"((needs_z, sum) | sum), b", V{"a": 0}, V{"b": 2}},
 		{"a, b | sum", nil, V{"sum": 3}},
 		{"inc | inc | inc", V{"a": 0}, V{"a": 3}},
 		{"needs_z | inc", V{"a": 0}, V{"a": 1}},        // what has no arguments is left out
@@ -140,7 +155,8 @@ func TestVisibility(t *testing.T) {
 
 func TestErrorsHaveClasses(t *testing.T) {
 	r := known(t)
-	require.NoError(t, r.Rename("renamed", "sum", map[string]string{"a": "x"}, map[string]string{"y": "missing"}))
+	require.NoError(t, r.Rename("renamed", "inc", map[string]string{"a": "x"}, map[string]string{"y": "missing"}))
+	require.NoError(t, r.Rename("plus", "sum", map[string]string{"a": "x"}, nil))
 	require.NoError(t, r.Dispatch("route", "kind", map[string]string{"1": "inc"}))
 	run := func(text string, in flow.Values, opts ...flow.DefineOption) error {
 		f, err := r.Parse("f", text, opts...)
@@ -184,15 +200,30 @@ func TestErrorsHaveClasses(t *testing.T) {
 		{r.Rename("x", "sum", map[string]string{"c": "d"}, nil), []error{flow.ErrMapperArgs, flow.ErrMapper}, "no parameter c"},
 		{r.Dispatch("x", "key", nil), []error{flow.ErrEmpty}, ""},
 		{r.Dispatch("x", "key", map[string]string{"1": "y"}), []error{flow.ErrUnknown}, ""},
-		{run("a_is_one, a_is_two", nil), []error{flow.ErrMerge, flow.ErrRun, flow.ErrFlow}, "a is 1 and 2"},
+		{run("a_is_one, a_is_two", nil), []error{flow.ErrMerge, flow.ErrRun, flow.ErrFlow}, "flow f: a is 1 by a_is_one and 2 by a_is_two"},
 		{run("text", nil), []error{flow.ErrResult, flow.ErrRun}, "flow f/text: the result is a string"},
 		{run("a, text", nil), []error{flow.ErrResult}, "f/text"},
 		{run("needs_z", nil, flow.Strict()), []error{flow.ErrMissing, flow.ErrRun}, "no argument z"},
 		{run("sum", flow.Values{"a": 1, "b": "two"}), []error{flow.ErrArg}, "argument b is a string, want int"},
 		{run("sum", flow.Values{"a": 1, "b": nil}), nil, ""},
-		{run("renamed", flow.Values{"x": 1, "b": 2}), []error{flow.ErrMapperOutput, flow.ErrMapper}, "did not return missing"},
+		{run("renamed", flow.Values{"x": 1}), []error{flow.ErrMapperOutput, flow.ErrMapper}, "did not return missing"},
 		{run("route", flow.Values{"kind": 2}), []error{flow.ErrDispatch, flow.ErrFlow}, "key 2"},
 		{run("fails", nil), []error{errOops}, "flow f/fails: oops"},
+		{run("plus", flow.Values{"x": "one", "b": 2}), []error{flow.ErrArg}, "argument x is a string"},
+		{call("route", flow.Values{"a": 1}), []error{flow.ErrMissing}, "no argument kind"},
+		{define(double), []error{flow.ErrNotTuple}, "func"},
+		{define(flow.Tuple{"a", map[string]bool{"b": true}}), []error{flow.ErrNotTuple}, "map"},
+		{define(flow.Tuple{[1]string{"b"}}), []error{flow.ErrNotTuple}, ""},
+		{define(flow.Tuple{double}), []error{flow.ErrNotCallable}, "func"},
+		{define(flow.Tuple{"a", flow.Tuple{"nope", "b"}}), []error{flow.ErrUnknown}, "flow f/nope"},
+		{r.Register("x", (func())(nil), nil), []error{flow.ErrNotCallable}, ""},
+		{r.Register("x", double, []string{""}, "b"), []error{flow.ErrFuncArgs}, `""`},
+		{r.Register("x", func() (int, int) { return 1, 2 }, nil, "v", "v"), []error{flow.ErrDefinition}, `"v"`},
+		{r.Rename("x", "sum", map[string]string{"a": "b"}, nil), []error{flow.ErrFuncArgs}, `"b"`},
+		{r.Rename("x", "sum", nil, map[string]string{"y": "missing"}), []error{flow.ErrMapperOutput}, "missing"},
+		{r.Rename("x", "route", nil, nil), []error{flow.ErrMapperArgs}, "is a dispatch"},
+		{r.Dispatch("x", "", map[string]string{"1": "inc"}), []error{flow.ErrDefinition}, ""},
+		{r.Dispatch("x", "k", map[string]string{"1": "route"}), []error{flow.ErrDefinition}, "dispatch, too"},
 		{call("renamed", flow.Values{"b": 2}), []error{flow.ErrMapperInput, flow.ErrMapper}, "no argument x"},
 		{call("sum", flow.Values{"b": 2}), []error{flow.ErrMissing}, "no argument a"},
 		{call("nope", nil), []error{flow.ErrUnknown}, ""},
@@ -231,7 +262,7 @@ func TestErrorsOfATextSayWhere(t *testing.T) {
 		_, err := r.Parse("f", text)
 		assert.ErrorContains(t, err, want, text)
 		assert.ErrorIs(t, err, flow.ErrDefinition)
-		assert.ErrorContains(t, err, "flow f: ")
+		assert.Regexp(t, "^flow f(/nope)?: ", err.Error())
 	}
 	_, err := r.Parse("f", "x | y")
 	assert.ErrorContains(t, err, "function x")
@@ -321,4 +352,77 @@ func TestTuplesWithoutEnd(t *testing.T) {
 	twice := flow.Tuple{"f"}
 	_, err = r.Define("twice", flow.Tuple{twice, twice})
 	assert.NoError(t, err, "in two places is no cycle")
+}
+
+// Tuples are one after another, at the same time, one after another, and so on.
+func TestTuplesAlternate(t *testing.T) {
+	r := known(t)
+	f, err := r.Define("f", flow.Tuple{flow.Tuple{flow.Tuple{"a", "inc", "inc"}, "b"}, "sum"})
+	require.NoError(t, err)
+	out, err := f.Run(t.Context(), nil)
+	require.NoError(t, err)
+	assert.Equal(t, flow.Values{"sum": 5}, out)
+	assert.Equal(t, "((a | inc | inc), b) | sum", f.String())
+}
+
+func TestClassesAreATree(t *testing.T) {
+	for c, of := range map[error]error{
+		flow.ErrCompose: flow.ErrFlow, flow.ErrMapper: flow.ErrFlow, flow.ErrDispatch: flow.ErrFlow,
+		flow.ErrDefinition: flow.ErrCompose, flow.ErrRun: flow.ErrCompose,
+		flow.ErrEmpty: flow.ErrDefinition, flow.ErrNotTuple: flow.ErrDefinition, flow.ErrNotCallable: flow.ErrDefinition,
+		flow.ErrUnknown: flow.ErrNotCallable, flow.ErrFuncArgs: flow.ErrDefinition,
+		flow.ErrMerge: flow.ErrRun, flow.ErrResult: flow.ErrRun, flow.ErrMissing: flow.ErrRun, flow.ErrArg: flow.ErrRun,
+		flow.ErrMapperInput: flow.ErrMapper, flow.ErrMapperOutput: flow.ErrMapper, flow.ErrMapperArgs: flow.ErrMapper,
+	} {
+		assert.ErrorIs(t, c, of)
+		assert.ErrorIs(t, c, flow.ErrFlow)
+		assert.NotErrorIs(t, of, c)
+	}
+	for _, c := range []error{flow.ErrMapper, flow.ErrDispatch} {
+		assert.NotErrorIs(t, c, flow.ErrCompose)
+	}
+	assert.ErrorIs(t, &flow.SyntaxError{}, flow.ErrFlow)
+}
+
+// Nobody's map is changed, nor given away.
+func TestMapsAreNobodyElses(t *testing.T) {
+	r, mine := known(t), flow.Values{"x": 1}
+	require.NoError(t, r.Register("mine", func() flow.Values { return mine }, nil))
+	for _, text := range []string{"mine", "mine, a", "(mine | needs_z), b", "needs_z"} {
+		for _, v := range []flow.Visibility{flow.VisibleNone, flow.VisibleInitial, flow.VisibleAll} {
+			f, err := r.Parse("f", text, flow.WithVisibility(v))
+			require.NoError(t, err)
+			in := flow.Values{"i": 1}
+			out, err := f.Run(t.Context(), in)
+			require.NoError(t, err)
+			out["changed"] = true
+			assert.Equal(t, flow.Values{"x": 1}, mine, text)
+			assert.Equal(t, flow.Values{"i": 1}, in, text)
+		}
+	}
+	_, err := r.Parse("f", "a", flow.WithVisibility(7))
+	assert.ErrorIs(t, err, flow.ErrDefinition)
+	f, err := r.Parse("f", "a | skips | b")
+	require.NoError(t, err)
+	_, err = f.Run(t.Context(), nil)
+	assert.Equal(t, flow.ErrSkip, err)
+}
+
+// The text that the package documents.
+func TestTheTextOfTheDocs(t *testing.T) {
+	var r flow.Registry
+	day := []string{"day"}
+	require.NoError(t, r.Register("source", func(string) int { return 3 }, day, "source"))
+	require.NoError(t, r.Register("target", func(string) int { return 2 }, day, "target"))
+	require.NoError(t, r.Register("compare", func(a, b int) int { return a - b }, []string{"source", "target"}, "missing"))
+	var logged, notified int
+	require.NoError(t, r.Register("s3_logger", func(n int) { logged = n }, []string{"missing"}))
+	require.NoError(t, r.Register("notify", func(n int) { notified = n }, []string{"missing"}))
+	const text = "source, target | compare | s3_logger, notify"
+	f, err := r.Parse("audit", text, flow.Strict())
+	require.NoError(t, err)
+	assert.Equal(t, text, f.String())
+	_, err = f.Run(t.Context(), flow.Values{"day": "monday"})
+	require.NoError(t, err)
+	assert.Equal(t, []int{1, 1}, []int{logged, notified})
 }

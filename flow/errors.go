@@ -8,7 +8,7 @@ import (
 // Error says where a flow failed, or what is wrong with its definition.
 type Error struct {
 	Path string // the names of what it is part of, the flow's first, and its own, with slashes between
-	Step string // its name
+	Step string // its name, "" where results contradict each other
 	Err  error  // what its function returned; a panic is an [*echo.PanicError]
 }
 

@@ -69,5 +69,5 @@ func ExampleRegistry_Parse() {
 	fmt.Println(err)
 	// Output:
 	// 1 missing
-	// flow audit: column 18: there is no function compair
+	// flow audit/compair: column 18: there is no function compair
 }

@@ -394,3 +394,56 @@ func TestPanicsThatAreNobodysSteps(t *testing.T) {
 		})
 	}
 }
+
+// A step that skips cancels nobody, and hides no failure.
+func TestASkipDoesNotHideAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		never := flow.Filter("never", func(int) bool { return false })
+		late := flow.Func("late", func(ctx context.Context, i int) (int, error) {
+			time.Sleep(time.Second)
+			if ctx.Err() != nil {
+				t.Error("a skip cancels nobody")
+			}
+			return 0, errOops
+		})
+		first := func(a, b int) (int, error) { return a, nil }
+		for _, s := range []flow.Step[int, any]{
+			boxed(flow.Both("g", never, late)), boxed(flow.Three("g", never, late, flow.Map("double", double))), boxed(flow.Merge("m", first, never, late)),
+			boxed(flow.All("g", never, late)),
+		} {
+			_, err := make1(t, s).Run(t.Context(), 1)
+			assert.ErrorIs(t, err, errOops)
+		}
+		_, err := make1(t, flow.Both("g", never, never)).Run(t.Context(), 1)
+		assert.Equal(t, flow.ErrSkip, err)
+	})
+}
+
+// The end of a function's goroutine is an error that says where.
+func TestGoexitInAGroupSaysWhere(t *testing.T) {
+	exits := flow.Map("exits", func(int) int { runtime.Goexit(); return 0 })
+	_, err := make1(t, flow.All("group", exits)).Run(t.Context(), 1)
+	e, ok := errors.AsType[*flow.Error](err)
+	require.True(t, ok, "%v", err)
+	assert.Equal(t, "f/group", e.Path)
+}
+
+func TestSourceNeedsNoInput(t *testing.T) {
+	f := make1(t, flow.Then(flow.Source("seven", func(context.Context) (int, error) { return 7, nil }), flow.Map("double", double)))
+	n, err := f.Run(t.Context(), struct{}{})
+	require.NoError(t, err)
+	assert.Equal(t, 14, n)
+}
+
+// Who waits to try again ends with the context, and says what failed.
+func TestRetryEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fails := flow.Try("fails", func(int) (int, error) { return 0, errOops })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		begin := time.Now()
+		_, err := make1(t, flow.With(fails, flow.Retry(3, time.Hour, time.Hour))).Run(ctx, 1)
+		assert.ErrorIs(t, err, errOops)
+		assert.Equal(t, time.Second, time.Since(begin))
+	})
+}

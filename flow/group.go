@@ -72,14 +72,14 @@ type Triple[A, B, C any] struct {
 }
 
 // Both runs two steps at the same time, with one input. If one of them skips,
-// so does the pair.
+// so does the pair, after both.
 func Both[In, A, B any](name string, first Step[In, A], second Step[In, B]) Step[In, Pair[A, B]] {
 	return Step[In, Pair[A, B]]{func(b *builder, parent *place) (runner[In, Pair[A, B]], *place) {
 		p := b.add(parent, GroupKind, name)
 		f, _ := first.in(b, p)
 		g, _ := second.in(b, p)
 		return counted(p, func(ctx context.Context, in In) (both Pair[A, B], err error) {
-			err = together(ctx, 2, 2, func(ctx context.Context, i int) (err error) {
+			err = unlessSkipped(ctx, 2, func(ctx context.Context, i int) (err error) {
 				if i == 0 {
 					both.First, err = f(ctx, in)
 				} else {
@@ -93,7 +93,7 @@ func Both[In, A, B any](name string, first Step[In, A], second Step[In, B]) Step
 }
 
 // Three runs three steps at the same time, with one input. If one of them skips,
-// so does the triple.
+// so does the triple, after all.
 func Three[In, A, B, C any](name string, first Step[In, A], second Step[In, B], third Step[In, C]) Step[In, Triple[A, B, C]] {
 	return Step[In, Triple[A, B, C]]{func(b *builder, parent *place) (runner[In, Triple[A, B, C]], *place) {
 		p := b.add(parent, GroupKind, name)
@@ -101,7 +101,7 @@ func Three[In, A, B, C any](name string, first Step[In, A], second Step[In, B], 
 		g, _ := second.in(b, p)
 		h, _ := third.in(b, p)
 		return counted(p, func(ctx context.Context, in In) (all Triple[A, B, C], err error) {
-			err = together(ctx, 3, 3, func(ctx context.Context, i int) (err error) {
+			err = unlessSkipped(ctx, 3, func(ctx context.Context, i int) (err error) {
 				switch i {
 				case 0:
 					all.First, err = f(ctx, in)
@@ -122,6 +122,24 @@ func Merge[In, A, B, Out any](name string, merge func(A, B) (Out, error), first 
 	return Then(Both("", first, second), leaf(FuncKind, name, merge == nil, func(_ context.Context, both Pair[A, B]) (Out, error) {
 		return merge(both.First, both.Second)
 	}))
+}
+
+// unlessSkipped is together for steps all of whose results are needed: if one skips,
+// so do all, when the others have returned and none has failed.
+func unlessSkipped(ctx context.Context, n int, f func(ctx context.Context, i int) error) error {
+	var skipped atomic.Bool
+	err := together(ctx, n, n, func(ctx context.Context, i int) error {
+		err := f(ctx, i)
+		if isSkip(err) {
+			skipped.Store(true)
+			return nil
+		}
+		return err
+	})
+	if err == nil && skipped.Load() {
+		return ErrSkip
+	}
+	return err
 }
 
 // results are those of a group.

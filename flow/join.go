@@ -49,8 +49,8 @@ type Joined[A, B any] struct {
 // An element is held until the other stream is past all that could be its partner,
 // and acknowledged then, when its pairs were accepted. Until then it
 // counts against [echo.WithPrefetch] of its consumer, which must have room for as many as come
-// within Within and Late; where it does not, both streams stop, and the oldest
-// elements go on without partners after Idle. Members of a group share its messages, so one
+// within Within and Late. Where both have not, both streams stop, until the clock shows
+// that partners would be too late: pairs may be missed then. Members of a group share its messages, so one
 // process at a time runs the pipeline, or each gets keys of its own.
 func Join[A, B any](name string, left Stream[A], right Stream[B], j Joining[A, B]) Stream[Joined[A, B]] {
 	return Stream[Joined[A, B]]{func(b *pipes, to sink[Joined[A, B]]) {

@@ -44,8 +44,8 @@ func (p *Pipeline) String() string { return p.Sight().String() }
 // Run handles the messages of the pipeline's consumers until ctx ends, or one of
 // them or its bus is closed, which is no error, or a subscription fails for
 // good. Then batches that wait for more are done, other windows are given back
-// with what they hold, and Run returns when all that is under way has ended or [echo.WithDrainTimeout]
-// is over. The consumers are closed then, so a pipeline runs once.
+// with what they hold, and Run returns when all that is under way has ended; the contexts of what goes on
+// after [echo.WithDrainTimeout] end. The consumers are closed then, so a pipeline runs once.
 func (p *Pipeline) Run(ctx context.Context) error {
 	if !p.ran.CompareAndSwap(false, true) {
 		return fmt.Errorf("flow: pipeline %s: %w: it runs once", p.name, echo.ErrClosed)

@@ -151,7 +151,7 @@ func counted[In, Out any](p *place, run runner[In, Out]) runner[In, Out] {
 		out, err = run(ctx, in)
 		returned = true
 		if err != nil {
-			if _, ok := err.(*echo.PanicError); ok { // of a group, which does not know where it is
+			if _, ok := err.(*echo.PanicError); ok || err == errExit { // of a group, which does not know where it is
 				err = p.wrap(err)
 			}
 			var none Out
@@ -188,7 +188,7 @@ type Counts struct {
 
 // Done is how many inputs the place is done with: calls that have ended, attempts
 // that were followed by another aside.
-func (c Counts) Done() int64 { return c.Calls - c.Running - c.Retried }
+func (c Counts) Done() int64 { return max(0, c.Calls-c.Running-c.Retried) }
 
 func (p *place) sight() Sight {
 	s := Sight{Kind: p.kind, Name: p.name, Path: p.path, Key: p.key, Policy: p.policy}

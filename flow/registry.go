@@ -25,8 +25,10 @@ type Registry struct {
 type function struct {
 	name   string
 	params []string
-	call   func(ctx context.Context, args []any) (Values, error)
-	mapped bool // it is one of Rename
+	// call calls it with arguments, which errors call by names.
+	call    func(ctx context.Context, args []any, names []string) (Values, error)
+	results []string // names of its results, nil if they are not known
+	mapped  bool     // it is one of Rename
 
 	key    string // of a dispatch: the argument that says which of routes
 	routes map[string]*function
@@ -107,7 +109,13 @@ func newFunction(name string, f any, params, results []string) (*function, error
 	case len(results) == 0 && n > 1, len(results) == 0 && n == 1 && t.Out(0).Kind() != reflect.Interface && !t.Out(0).ConvertibleTo(valuesType):
 		return nil, &classified{ErrDefinition, fmt.Sprintf("it returns %v, and its results have no names", t.Out(0))}
 	}
-	call := func(ctx context.Context, args []any) (Values, error) {
+	for i, name := range results {
+		if name == "" || slices.Contains(results[:i], name) {
+			return nil, &classified{ErrDefinition, fmt.Sprintf("the name %q of a result is empty or not the only one", name)}
+		}
+	}
+	results = slices.Clone(results)
+	call := func(ctx context.Context, args []any, names []string) (Values, error) {
 		in := make([]reflect.Value, 0, first+len(args))
 		if first == 1 {
 			in = append(in, reflect.ValueOf(ctx))
@@ -119,7 +127,7 @@ func newFunction(name string, f any, params, results []string) (*function, error
 				av = reflect.Zero(want)
 			}
 			if !av.Type().AssignableTo(want) {
-				return nil, &classified{ErrArg, fmt.Sprintf("the argument %s is a %T, want %v", params[i], a, want)}
+				return nil, &classified{ErrArg, fmt.Sprintf("the argument %s is a %T, want %v", names[i], a, want)}
 			}
 			in = append(in, av)
 		}
@@ -141,7 +149,7 @@ func newFunction(name string, f any, params, results []string) (*function, error
 		}
 		return valuesOf(out[0].Interface())
 	}
-	return &function{name: name, params: slices.Clone(params), call: call}, nil
+	return &function{name: name, params: slices.Clone(params), call: call, results: results}, nil
 }
 
 // valuesOf is a result as Values: what is empty is none.
@@ -184,11 +192,22 @@ func (r *Registry) Rename(name, of string, input, output map[string]string) erro
 		if to, ok := input[p]; ok {
 			p = to
 		}
+		if p == "" || slices.Contains(as.params, p) {
+			return fmt.Errorf("flow: function %s: %w", name, &classified{ErrFuncArgs, fmt.Sprintf("the name %q of a parameter is empty or not the only one", p)})
+		}
 		as.params = append(as.params, p)
 	}
+	for as, key := range output {
+		if len(fn.results) > 0 && !slices.Contains(fn.results, key) {
+			return fmt.Errorf("flow: function %s: %w", name, &classified{ErrMapperOutput, fmt.Sprintf("%s does not return %s, which is to be %s", of, key, as)})
+		}
+	}
+	if as.results = slices.Sorted(maps.Keys(output)); len(output) == 0 {
+		as.results = fn.results
+	}
 	output = maps.Clone(output)
-	as.call = func(ctx context.Context, args []any) (Values, error) {
-		vs, err := fn.call(ctx, args)
+	as.call = func(ctx context.Context, args []any, names []string) (Values, error) {
+		vs, err := fn.call(ctx, args, names)
 		if err != nil || len(output) == 0 {
 			return vs, err
 		}
@@ -210,6 +229,9 @@ func (r *Registry) Rename(name, of string, input, output map[string]string) erro
 // fails with a [*DispatchError].
 func (r *Registry) Dispatch(name, param string, routes map[string]string) error {
 	fn := &function{name: name, key: param, routes: make(map[string]*function, len(routes))}
+	if param == "" {
+		return fmt.Errorf("flow: function %s: %w", name, &classified{ErrDefinition, "the argument that says which function has no name"})
+	}
 	if len(routes) == 0 {
 		return fmt.Errorf("flow: function %s: %w", name, &classified{ErrEmpty, "a dispatch has no functions"})
 	}
@@ -269,7 +291,7 @@ func (r *Registry) Call(ctx context.Context, name string, args Values) (Values, 
 	if err != nil {
 		return nil, fmt.Errorf("flow: function %s: %w", name, err)
 	}
-	return to.call(ctx, picked)
+	return to.call(ctx, picked, to.params)
 }
 
 func missingArgs(class error, names []string) error {

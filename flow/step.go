@@ -28,8 +28,8 @@ func (s Step[In, Out]) in(b *builder, parent *place) (runner[In, Out], *place) {
 }
 
 // ErrSkip is returned by a function that has no result for its input, and that
-// is no failure: the steps after it are not run. In a group or of a slice, its
-// result is left out.
+// is no failure: the steps after it are not run. In [All] or [Each] its result
+// is left out; [Both], [Three] and [Merge], which need all results, skip as well.
 var ErrSkip = errors.New("flow: skipped")
 
 // Func is a step that calls a function.

@@ -739,7 +739,7 @@ func TestStreamOfNames(t *testing.T) {
 		}
 	}
 	slices.Sort(says)
-	assert.Equal(t, "flow test/arithmetic: sum is 6 and 9", says[0])
+	assert.Equal(t, "flow test/arithmetic: sum is 6 by double and 9 by square", says[0])
 	assert.Contains(t, says[1], "flow test/ints: panic: ")
 }
 
@@ -858,4 +858,40 @@ func TestManyWindows(t *testing.T) {
 	for _, w := range g.await(p, keys) {
 		assert.Len(t, w.Values, each)
 	}
+}
+
+// A pair that is rejected, or tried too often, is two dead letters.
+func TestJoinsThatFail(t *testing.T) {
+	for name, fails := range map[string]error{"rejected": echo.Reject(errFails), "tried": errFails} {
+		t.Run(name, func(t *testing.T) {
+			p := plumb(t)
+			var tried atomic.Int32
+			store := flow.Tap("store", func(context.Context, flow.Joined[event, event]) error { tried.Add(1); return fails })
+			run(p, flow.Via(flow.Join("match", flow.FromTopic(p.consumer(events)), flow.FromTopic(p.consumer(others)),
+				flow.Joining[event, event]{Within: 50 * time.Millisecond, Grace: time.Millisecond, Attempts: 2}), store))
+			p.publish(events, event{Key: "a"})
+			p.publish(others, event{Key: "a"})
+			p.settled(events, 1)
+			p.settled(others, 1)
+			assert.EqualValues(t, map[string]int32{"rejected": 1, "tried": 2}[name], tried.Load())
+		})
+	}
+}
+
+func TestPipelineEndsWithItsBus(t *testing.T) {
+	bus := echo.New()
+	c, err := echo.Subscribe(t.Context(), bus, events, echo.WithGroup("flow"))
+	require.NoError(t, err)
+	pipe, err := flow.Pipe("test", flow.Windowed(flow.FromTopic(c), flow.Windows[event]{Count: 10}))
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	go func() { done <- pipe.Run(t.Context()) }()
+	require.NoError(t, echo.NewProducer(bus, events).PublishBatch(t.Context(), count(0, 5)))
+	require.Eventually(t, func() bool { return pipe.Sight().Children[0].Counts.Calls == 5 }, 5*time.Second, time.Millisecond)
+	begin := time.Now()
+	account, err := bus.Close(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, <-done)
+	assert.Zero(t, account.Abandoned)
+	assert.Less(t, time.Since(begin), 5*time.Second)
 }

@@ -150,8 +150,8 @@ type Window[T any] struct {
 //
 // What comes after its window was closed, for whatever reason, makes another one,
 // marked Again. After a crash a window may come a second time, whole or in part, and
-// is marked, too. So whoever keeps windows replaces or adds what is not marked, and
-// for one that is looks at what there is already.
+// is marked, too. So whoever keeps windows looks at what there is already before a
+// marked one is added. Windows that an earlier process closed are not known to this one.
 func Windowed[T any](s Stream[T], w Windows[T]) Stream[Window[T]] {
 	return Stream[Window[T]]{func(b *pipes, to sink[Window[T]]) {
 		wi := &windowing[T]{Windows: w, to: to, in: make(chan item[T]), open: make(map[windowID]*opened[T]), early: make(map[windowID]struct{})}
