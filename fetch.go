@@ -236,14 +236,12 @@ func (d delivery) settled(err error) error {
 	case errors.Is(err, ErrLeaseLost):
 		state = lost
 	}
-	if state == running {
-		d.f.slots[d.i].back = false
-	}
-	if state == running {
-		d.f.slots[d.i].state.Store(d.gen | running)
-	} else {
+	if state != running {
 		d.leave(state)
+		return err
 	}
+	d.f.slots[d.i].back = false
+	d.f.slots[d.i].state.Store(d.gen | running)
 	return err
 }
 

@@ -87,10 +87,17 @@ func (pa *parallel[T]) run(ctx context.Context, lane <-chan item[T]) {
 // pass gives an element to what follows a stage, and tells its origin what became
 // of it.
 func pass[T any](ctx context.Context, p *place, to sink[T], e item[T]) {
-	since := p.begin()
-	err := p.safely(ctx, func(ctx context.Context) error { return to.take(ctx, e) })
-	p.end(since, err)
-	if err != echo.ErrLater {
+	if err := offer(ctx, p, to, e); err != echo.ErrLater {
 		e.from.settle(err)
 	}
+}
+
+// offer gives an element to what follows a stage. A panic there is an error, and so
+// is the end of the goroutine.
+func offer[T any](ctx context.Context, p *place, to sink[T], e item[T]) error {
+	since := p.begin()
+	err := together(ctx, 1, 1, func(ctx context.Context, _ int) error { return to.take(ctx, e) })
+	err = p.located(err)
+	p.end(since, err)
+	return err
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -79,18 +78,6 @@ func (p *Pipeline) Run(ctx context.Context) error {
 		return fmt.Errorf("flow: pipeline %s: %w", p.name, err)
 	}
 	return nil
-}
-
-// safely calls f, and makes an error of a panic, or of the end of its goroutine.
-func (p *place) safely(ctx context.Context, f func(context.Context) error) error {
-	return together(ctx, 1, 1, func(ctx context.Context, _ int) (err error) {
-		defer func() {
-			if v := recover(); v != nil {
-				err = p.wrap(&echo.PanicError{Value: v, Stack: debug.Stack()})
-			}
-		}()
-		return f(ctx)
-	})
 }
 
 // pipes is a builder of a pipeline.

@@ -81,6 +81,14 @@ func (p *place) wrap(err error) error {
 	return &Error{p.path, p.name, err}
 }
 
+// located wraps what goroutines of a group made an error of, without knowing where.
+func (p *place) located(err error) error {
+	if _, ok := err.(*echo.PanicError); ok || err == errExit {
+		return p.wrap(err)
+	}
+	return err
+}
+
 func isSkip(err error) bool { return is(err, ErrSkip) }
 
 // is is errors.Is for errors of functions, which may panic when they are asked.
@@ -151,11 +159,8 @@ func counted[In, Out any](p *place, run runner[In, Out]) runner[In, Out] {
 		out, err = run(ctx, in)
 		returned = true
 		if err != nil {
-			if _, ok := err.(*echo.PanicError); ok || err == errExit { // of a group, which does not know where it is
-				err = p.wrap(err)
-			}
 			var none Out
-			return none, err
+			return none, p.located(err)
 		}
 		return out, nil
 	}

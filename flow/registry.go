@@ -93,10 +93,8 @@ func newFunction(name string, f any, params, results []string) (*function, error
 	case t.NumIn()-first != len(params):
 		return nil, &classified{ErrFuncArgs, fmt.Sprintf("it has %d parameters, and %d have names", t.NumIn()-first, len(params))}
 	}
-	for i, p := range params {
-		if p == "" || slices.Contains(params[:i], p) {
-			return nil, &classified{ErrFuncArgs, fmt.Sprintf("the name %q of a parameter is empty or not the only one", p)}
-		}
+	if err := checkNames(ErrFuncArgs, "parameter", params); err != nil {
+		return nil, err
 	}
 	n := t.NumOut()
 	fails := n > 0 && t.Out(n-1) == errorType
@@ -109,10 +107,8 @@ func newFunction(name string, f any, params, results []string) (*function, error
 	case len(results) == 0 && n > 1, len(results) == 0 && n == 1 && t.Out(0).Kind() != reflect.Interface && !t.Out(0).ConvertibleTo(valuesType):
 		return nil, &classified{ErrDefinition, fmt.Sprintf("it returns %v, and its results have no names", t.Out(0))}
 	}
-	for i, name := range results {
-		if name == "" || slices.Contains(results[:i], name) {
-			return nil, &classified{ErrDefinition, fmt.Sprintf("the name %q of a result is empty or not the only one", name)}
-		}
+	if err := checkNames(ErrDefinition, "result", results); err != nil {
+		return nil, err
 	}
 	results = slices.Clone(results)
 	call := func(ctx context.Context, args []any, names []string) (Values, error) {
@@ -150,6 +146,16 @@ func newFunction(name string, f any, params, results []string) (*function, error
 		return valuesOf(out[0].Interface())
 	}
 	return &function{name: name, params: slices.Clone(params), call: call, results: results}, nil
+}
+
+// checkNames returns what is wrong with the names of parameters or results.
+func checkNames(class error, what string, names []string) error {
+	for i, name := range names {
+		if name == "" || slices.Contains(names[:i], name) {
+			return &classified{class, fmt.Sprintf("the name %q of a %s is empty or not the only one", name, what)}
+		}
+	}
+	return nil
 }
 
 // valuesOf is a result as Values: what is empty is none.
@@ -192,10 +198,10 @@ func (r *Registry) Rename(name, of string, input, output map[string]string) erro
 		if to, ok := input[p]; ok {
 			p = to
 		}
-		if p == "" || slices.Contains(as.params, p) {
-			return fmt.Errorf("flow: function %s: %w", name, &classified{ErrFuncArgs, fmt.Sprintf("the name %q of a parameter is empty or not the only one", p)})
-		}
 		as.params = append(as.params, p)
+	}
+	if err := checkNames(ErrFuncArgs, "parameter", as.params); err != nil {
+		return fmt.Errorf("flow: function %s: %w", name, err)
 	}
 	for as, key := range output {
 		if len(fn.results) > 0 && !slices.Contains(fn.results, key) {

@@ -381,9 +381,7 @@ const (
 func persist[T any](ctx context.Context, stop <-chan struct{}, p *place, attempts int, to sink[T], e item[T]) {
 	pause := firstPause
 	for n := 1; ; n++ {
-		since := p.begin()
-		err := p.safely(ctx, func(ctx context.Context) error { return to.take(ctx, e) })
-		p.end(since, err)
+		err := offer(ctx, p, to, e)
 		switch {
 		case err == echo.ErrLater:
 			return
