@@ -182,3 +182,22 @@ func TestDurationsAreInSeconds(t *testing.T) {
 		assert.Equal(t, "echo", p[0].attrs["messaging.system"], name)
 	}
 }
+
+// A message that its handler keeps has not failed.
+func TestKeptMessageIsNoFailure(t *testing.T) {
+	w := watch(t)
+	bus := w.bus()
+	handle(t, bus, orders, 1, func(_ context.Context, m echo.Message[order]) error {
+		m.Settle(nil)
+		return echo.ErrLater
+	}, func() {
+		require.NoError(t, echo.NewProducer(bus, orders).Publish(t.Context(), anOrder))
+	})
+	spans := w.named("process orders")
+	require.Len(t, spans, 1)
+	assert.Equal(t, codes.Unset, spans[0].Status().Code)
+	assert.Empty(t, spans[0].Events())
+	for _, p := range w.points("messaging.client.consumed.messages") {
+		assert.Nil(t, p.attrs["error.type"])
+	}
+}
